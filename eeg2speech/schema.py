@@ -1,0 +1,13 @@
+"""The base of every configuration class."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Config(BaseModel):
+    """Frozen, and an unknown key is an error: a misspelt option must never be ignored.
+
+    Each part's config class stands in the same file as the code it builds; `eeg2speech.config`
+    nests them as the objects nest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")

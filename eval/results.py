@@ -1,0 +1,167 @@
+"""What an evaluation says: the only thing a report may read.
+
+`RunResult` is `results.json`; beside it `examples.parquet` holds one row per example and system.
+A metric that could not run is a `MetricResult` with `value=None` and a reason, never a number.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import Field
+
+from eeg2speech.errors import UserError
+from eeg2speech.files import write_atomically
+from eeg2speech.schema import Config
+
+SCHEMA_VERSION = 1
+
+EXAMPLE_KEYS = ("study", "subject", "stimulus_id", "system", "sampling_seed")
+"""The key of a row of `examples.parquet`. `subject` is empty for a system that hears no EEG and so
+runs once per stimulus. The other columns: `reference`, `hypothesis` (text or null), `wav` (path
+relative to the run folder, or null), and for every per-example metric m two columns `m` (numerator)
+and `m_n` (denominator), whose sums over examples divide to the metric's value; NaN where m was not run."""
+
+
+class SystemInfo(Config):
+    """A row of the headline table: what the EEG input was, and why the row is there."""
+
+    name: str
+    role: str = Field(description="one of: ceiling, claim, floor, rival")
+    description: str
+    n_examples: int
+    n_stimuli: int
+    n_subjects: int = Field(description="0 where the system hears no EEG")
+
+
+class MetricInfo(Config):
+    """How to read a metric."""
+
+    name: str
+    label: str
+    unit: str = Field(description="'%' or '' or a physical unit; values are stored as fractions where '%'")
+    higher_is_better: bool
+    per_example: bool = Field(description="True: `examples.parquet` holds its numerators and denominators")
+    definition: str = Field(description="one sentence with its citation")
+    chance: float | None = Field(default=None, description="the exact or computed value of guessing")
+    chance_reason: str | None = Field(default=None, description="how chance was computed")
+
+
+class MetricResult(Config):
+    """One cell: a system's value in one metric, over all subjects or for one."""
+
+    system: str
+    metric: str
+    embedder: str | None = None
+    subject: str | None = Field(default=None, description="None: all subjects")
+    value: float | None = None
+    ci: tuple[float, float] | None = Field(default=None, description="95 %, bootstrap clustered on stimulus")
+    n: int = 0
+    reason: str | None = Field(default=None, description="why value is None")
+    signature: str = Field(default="", description="metric|embedder|weights hash|sample rate|normaliser|N|seed|version")
+
+
+class Comparison(Config):
+    """The claim against another system in one metric, paired by stimulus and subject."""
+
+    metric: str
+    system: str = Field(description="the system the claim ('eeg') is compared with")
+    role: str = Field(description="floor or rival")
+    gain: float | None = Field(description="positive: the claim is better")
+    ci: tuple[float, float] | None = None
+    p: float | None = Field(default=None, description="two-sided paired permutation test")
+    p_holm: float | None = Field(default=None, description="Holm-adjusted over the floors within the metric")
+    n_clusters: int = 0
+    minimum_detectable: float | None = Field(default=None, description="gain found with 80 % power at alpha .05")
+    reason: str | None = None
+
+
+class Endpoint(Config):
+    """The primary endpoint, fixed in the configuration before the run."""
+
+    metric: str
+    best_floor: str | None = None
+    gain: float | None = Field(default=None, description="best floor against eeg; positive is good")
+    ci: tuple[float, float] | None = None
+    p: float | None = Field(default=None, description="the largest Holm-adjusted p over all floors")
+    span_share: float | None = Field(default=None, description="(floor - eeg) / (floor - ceiling)")
+    ceiling: str | None = None
+    reason: str | None = None
+
+
+class AuditFinding(Config):
+    check: str
+    passed: bool
+    detail: str
+
+
+class StageSummary(Config):
+    """What a training stage cost and how it went."""
+
+    name: str
+    parameters: int
+    steps: int
+    wall_s: float
+    curve: list[dict[str, float]] = Field(description="rows of the stage's metrics log: step and values")
+
+
+class RunResult(Config):
+    """Everything the report shows, except the per-example table and the sounds."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    study: str
+    simulated: bool
+    training_seeds: list[int]
+    sampling_seed: int
+    signature: str = Field(description="hash of the resolved configuration and the code version")
+    config: dict[str, Any]
+    data: dict[str, Any] = Field(description="facts of the study and split: counts, hours, licence, citation")
+    audit: list[AuditFinding]
+    systems: list[SystemInfo]
+    metrics: list[MetricInfo]
+    results: list[MetricResult]
+    comparisons: list[Comparison]
+    endpoint: Endpoint
+    stages: list[StageSummary]
+    environment: dict[str, Any] = Field(description="versions, hardware, git SHA and dirty flag, wall times")
+    provenance: dict[str, Any] = Field(default_factory=dict, description="weights and data hashes, commands")
+
+    def save(self, folder: Path) -> Path:
+        """Writes `results.json` atomically and returns its path."""
+        path = folder / "results.json"
+        write_atomically(path, self.model_dump_json(indent=1))
+        return path
+
+    @classmethod
+    def load(cls, folder: Path) -> RunResult:
+        """Raises UserError naming the file where it is missing, not JSON, or of another schema."""
+        path = folder / "results.json"
+        if not path.exists():
+            raise UserError(f"{path} does not exist: run `nox -s evaluate` for this config first")
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is not JSON ({error}): delete it and evaluate again") from error
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        if version != SCHEMA_VERSION:
+            raise UserError(f"{path}: schema_version is {version!r}, this version reads {SCHEMA_VERSION}: evaluate again")
+        return cls.model_validate(raw)
+
+    def value(self, system: str, metric: str, subject: str | None = None) -> MetricResult | None:
+        """The cell of a system and metric, or None where the run has no such row."""
+        for row in self.results:
+            if (row.system, row.metric, row.subject) == (system, metric, subject):
+                return row
+        return None
+
+
+def load_examples(folder: Path) -> pd.DataFrame:
+    """The per-example table of a run, columns as `EXAMPLE_KEYS` says."""
+    path = folder / "examples.parquet"
+    if not path.exists():
+        raise UserError(f"{path} does not exist: run `nox -s evaluate` for this config first")
+    return pd.read_parquet(path)

@@ -1,0 +1,1 @@
+"""Renders results into a page: a pure function of what `eval` wrote."""
