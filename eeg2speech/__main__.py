@@ -1,0 +1,55 @@
+"""`python -m eeg2speech train | studies | folder`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from eeg2speech.cli import add_run_arguments, execute
+
+
+def train(arguments: argparse.Namespace) -> None:
+    from eeg2speech import config
+    from eeg2speech.training import run
+
+    experiment = config.load(arguments.config, arguments.overrides, arguments.name)
+    run.train(experiment, run.RunFolder(arguments.runs / experiment.name))
+
+
+def folder(arguments: argparse.Namespace) -> None:
+    from eeg2speech import config
+
+    print(arguments.runs / config.load(arguments.config, arguments.overrides, arguments.name).name)
+
+
+def studies(arguments: argparse.Namespace) -> None:
+    from eeg2speech.config import STUDIES
+
+    for name, study in sorted(STUDIES.items()):
+        print(f"{name}\n  {study.modality}{', simulated' if study.simulated else ''}")
+        print(f"  licence:  {study.licence}\n  citation: {study.citation}")
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog="python -m eeg2speech", description="Speech from EEG: train the models.")
+    commands = root.add_subparsers(required=True, metavar="command")
+    for handler, text in (
+        (train, "train every stage of a config, continuing an interrupted run; does nothing where all is done"),
+        (folder, "print the folder of a run"),
+    ):
+        command = commands.add_parser(handler.__name__, help=text, description=text)
+        add_run_arguments(command)
+        command.set_defaults(handler=handler)
+    text = "list the studies, with modality, licence and citation"
+    commands.add_parser("studies", help=text, description=text).set_defaults(handler=studies)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    return execute(arguments.handler, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
