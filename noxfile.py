@@ -1,0 +1,110 @@
+"""The commands of the project. Each only chains commands that can be run by hand in `.nox/eeg2speech`.
+
+What follows `--` goes on to the commands: `nox -s evaluate -- --config configs/default.yaml --name mine`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.10.14"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests", "lint"]
+
+ENVIRONMENT = "eeg2speech"
+PROJECT = ".[matrix,eval,tests,lint]"
+# What these two require would bring torchvision, torchaudio and an old numpy, none of which their used parts need.
+WITHOUT_DEPENDENCIES = ("frechet-audio-distance", "Resemblyzer")
+
+
+@nox.session(name=ENVIRONMENT)
+def environment(session: nox.Session) -> None:
+    """Install the project into the one environment that every other session runs in."""
+    recipe = (PROJECT, *WITHOUT_DEPENDENCIES, Path("pyproject.toml").read_text(), Path("constraints.txt").read_text())
+    wanted = hashlib.sha256("\0".join(recipe).encode()).hexdigest()
+    stamp = session.env_dir / "installed"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    find_links = {"UV_FIND_LINKS": local_wheels()} if session.venv_backend == "uv" else {}
+    session.install("-c", "constraints.txt", "-e", PROJECT, env=find_links)
+    session.install("-c", "constraints.txt", "--no-deps", *WITHOUT_DEPENDENCIES)
+    stamp.write_text(wanted)
+
+
+def local_wheels() -> str:
+    """Where pip was told to look for wheels, such as a CPU build of torch: uv does not look there by itself."""
+    ask_pip = [sys.executable, "-m", "pip", "config", "get", "global.find-links"]
+    links = os.environ.get("UV_FIND_LINKS", "").replace(",", " ") or os.environ.get("PIP_FIND_LINKS")
+    links = links or subprocess.run(ask_pip, capture_output=True, text=True, check=False).stdout
+    return ",".join(links.split())
+
+
+def run(session: nox.Session, program: str, *arguments: str, capture: bool = False) -> str:
+    """Run a program of the environment; with `capture`, return what it printed."""
+    folder = session.cache_dir.parent / ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
+    # An interrupted training run gets the time to save where it is.
+    printed = session.run(
+        str(folder / program), *arguments, external=True, silent=capture, log=not capture, interrupt_timeout=30
+    )
+    return str(printed).strip()
+
+
+def command(function: Callable[[nox.Session], None]) -> Callable[[nox.Session], None]:
+    """A session that runs in the shared environment."""
+    return nox.session(venv_backend="none", requires=[ENVIRONMENT])(function)
+
+
+@command
+def train(session: nox.Session) -> None:
+    """Train the models of a config; continue where an interrupted run stopped."""
+    run(session, "python", "-m", "eeg2speech", "train", *session.posargs)
+
+
+@command
+def evaluate(session: nox.Session) -> None:
+    """Train where that is not done, generate and score speech, render reports/index.html."""
+    train(session)
+    run(session, "python", "-m", "eval", "run", *session.posargs)
+    report(session)
+
+
+@command
+def report(session: nox.Session) -> None:
+    """Render reports/index.html from the results of a run."""
+    folder = run(session, "python", "-m", "eeg2speech", "folder", *session.posargs, capture=True)
+    run(session, "python", "-m", "reports", "build", folder, "--output", "reports")
+
+
+@command
+def tests(session: nox.Session) -> None:
+    """Run the tests, without those that take minutes each."""
+    run(session, "pytest", "tests", "-m", "not slow", "--durations=10", *session.posargs)
+
+
+@command
+def slow(session: nox.Session) -> None:
+    """Run the tests that take minutes each."""
+    run(session, "pytest", "tests", "-m", "slow", "--durations=0", *session.posargs)
+
+
+@command
+def bench(session: nox.Session) -> None:
+    """Measure speed and memory."""
+    run(session, "pytest", "--benchmark-only", *session.posargs)
+
+
+@command
+def lint(session: nox.Session) -> None:
+    """Check style, types and the direction of imports."""
+    run(session, "ruff", "check")
+    run(session, "ruff", "format", "--check")
+    run(session, "mypy")
+    run(session, "lint-imports")
