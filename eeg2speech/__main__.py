@@ -11,10 +11,11 @@ from eeg2speech.cli import add_run_arguments, execute
 
 def train(arguments: argparse.Namespace) -> None:
     from eeg2speech import config
+    from eeg2speech.runs import RunFolder
     from eeg2speech.training import run
 
     experiment = config.load(arguments.config, arguments.overrides, arguments.name)
-    run.train(experiment, run.RunFolder(arguments.runs / experiment.name))
+    run.train(experiment, RunFolder(arguments.runs / experiment.name))
 
 
 def folder(arguments: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from eeg2speech.errors import UserError
 Handler = Callable[[argparse.Namespace], None]
 
 CORE = (
-    "accelerate diffusers mne numpy pandas pyarrow pydantic safetensors scipy soundfile tensorboard torch tqdm "
+    "accelerate diffusers filelock mne numpy pandas pyarrow pydantic safetensors scipy soundfile tensorboard torch tqdm "
     "transformers yaml"
 )
 EXTRAS = {

@@ -11,7 +11,7 @@ from eeg2speech.cli import add_run_arguments, execute
 
 def run(arguments: argparse.Namespace) -> None:
     from eeg2speech import config
-    from eeg2speech.training.run import RunFolder
+    from eeg2speech.runs import RunFolder
     from eval import runner
 
     experiment = config.load(arguments.config, arguments.overrides, arguments.name)
