@@ -1,0 +1,354 @@
+"""A study, prepared: tables, memory-mapped EEG and features, and batches cut from them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from eeg2speech import audio
+from eeg2speech.batch import Batch
+from eeg2speech.data.base import Recording, SpeechStudy
+from eeg2speech.data.features import StimulusFeatures
+from eeg2speech.data.preprocessing import PreprocessingConfig, Scaler, baseline_and_clamp, preprocess
+from eeg2speech.data.splits import SPLITS, Finding, SplitConfig, audit, require_clean
+from eeg2speech.data.windows import Cut, WindowConfig, cut
+from eeg2speech.errors import UserError
+from eeg2speech.files import atomic_path, digest, write_atomically
+
+UNSEEN_SUBJECT = -1
+"""`Batch.subject` of a listener who is not among the training subjects."""
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """Everything training and evaluation may know about a study. Make it by `prepare`."""
+
+    study: SpeechStudy
+    name: str
+    folder: Path
+    """Holds `windows.parquet`, `stimuli.parquet`, `audit.json`."""
+    stimuli: pd.DataFrame
+    windows: pd.DataFrame
+    dropped: dict[str, int]
+    preprocessing: PreprocessingConfig
+    length_s: float
+    features: StimulusFeatures
+    eeg: dict[str, np.ndarray]
+    """Recording name -> (C of the recording, T) scaled EEG, memory-mapped."""
+    ch_names: tuple[str, ...]
+    """The union over recordings; a channel that a recording lacks is 0 there, at position NaN."""
+    channel_rows: dict[str, np.ndarray]
+    """Recording name -> rows of the union its channels go to."""
+    recording_positions: dict[str, np.ndarray]
+    """Recording name -> (C, 2) in the union's order."""
+    subjects: tuple[str, ...]
+    """The training subjects."""
+    audit: tuple[Finding, ...]
+    fingerprint: str
+    """Changes whenever a number in any batch could."""
+
+    @classmethod
+    def prepare(
+        cls,
+        study: SpeechStudy,
+        study_folder: Path,
+        preprocessing: PreprocessingConfig,
+        windows: WindowConfig,
+        splits: SplitConfig,
+        cache: Path,
+        name: str | None = None,
+    ) -> StudyData:
+        """Reads the study, cuts, preprocesses and audits it; what is in `cache` already is reused.
+
+        Raises UserError where files are missing or damaged, and, unless `splits.strict` is off,
+        where the audit finds a leak. `audit.json` is written either way.
+        """
+        study.prepare(study_folder)
+        name = name or type(study).__name__.removesuffix("Study").lower()
+        recordings = list(study.iter_recordings())
+        isolated = study.isolated_sentences
+        tables = cut(name, recordings, isolated, windows, splits, preprocessing)
+        features = StimulusFeatures.prepare(tables.stimuli, windows.length_s, cache)
+        tables.stimuli["content"] = features.content
+        paths = _preprocess_all(recordings, tables.windows, windows.length_s, preprocessing, cache)
+        train, test = (np.flatnonzero(tables.windows["split"] == split) for split in ("train", "test"))
+        findings = audit(
+            tables.stimuli,
+            tables.windows,
+            isolated=isolated,
+            length_s=windows.length_s,
+            shift_s=preprocessing.shift_s,
+            edge_s=max(preprocessing.edge_s(r.sfreq) for r in recordings),
+            fitted={recording: Scaler.load(path).fit_intervals for recording, path in paths.items()},
+            used={"encoder train": train, "diffusion test": test},
+        )
+        fingerprint = _fingerprint(recordings, tables, preprocessing, windows, splits)
+        folder = cache / f"{name}-{fingerprint}"
+        _write_tables(folder, tables, findings)
+        if splits.strict:
+            require_clean(findings)
+        ch_names = tuple(dict.fromkeys(channel for r in recordings for channel in r.ch_names))
+        row = {channel: i for i, channel in enumerate(ch_names)}
+        rows = {r.recording: np.array([row[channel] for channel in r.ch_names]) for r in recordings}
+        trained = tables.windows.loc[tables.windows["split"] == "train", "subject"]
+        return cls(
+            study=study,
+            name=name,
+            folder=folder,
+            stimuli=tables.stimuli,
+            windows=tables.windows,
+            dropped=tables.dropped,
+            preprocessing=preprocessing,
+            length_s=windows.length_s,
+            features=features,
+            eeg={recording: np.asarray(np.load(path, mmap_mode="r")) for recording, path in paths.items()},
+            ch_names=ch_names,
+            channel_rows=rows,
+            recording_positions={
+                r.recording: _spread(r.positions, rows[r.recording], len(ch_names)) for r in recordings
+            },
+            subjects=tuple(sorted(trained.unique())),
+            audit=tuple(findings),
+            fingerprint=fingerprint,
+        )
+
+    @property
+    def n_channels(self) -> int:
+        return len(self.ch_names)
+
+    @property
+    def n_subjects(self) -> int:
+        return len(self.subjects)
+
+    @property
+    def n_times(self) -> int:
+        """T: EEG samples of a window."""
+        return self.preprocessing.n_samples(self.length_s)
+
+    @property
+    def n_bands(self) -> int:
+        """K: 64 where the study has audio."""
+        return self.features.features.shape[1]
+
+    @property
+    def n_frames(self) -> int:
+        """F: feature frames of a window."""
+        return self.features.features.shape[2]
+
+    @property
+    def has_audio(self) -> bool:
+        return self.features.waveforms is not None
+
+    @property
+    def simulated(self) -> bool:
+        return self.study.simulated
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(C, 2) float32: each sensor where the first recording that knows it has it."""
+        stacked = np.stack(list(self.recording_positions.values()))
+        known = (~np.isnan(stacked).any(axis=2)).argmax(axis=0)
+        return stacked[known, np.arange(self.n_channels)]
+
+    def indices(self, split: str) -> np.ndarray:
+        """Rows of `windows` in a split, ascending."""
+        return np.flatnonzero((self.windows["split"] == split).to_numpy())
+
+    def waveform(self, rows: np.ndarray) -> np.ndarray:
+        """(n, N) float32 at 16 kHz: the speech of windows. Raises UserError where the study has none."""
+        if self.features.waveforms is None:
+            raise UserError(f"study {self.name} has no audio, only feature arrays; leave the audio metrics out")
+        return self.features.waveforms[self._columns.stimulus[rows]]
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """The windows of these rows, in this order."""
+        columns, rows = self._columns, np.asarray(rows)
+        n_baseline = round(self.preprocessing.baseline_s * self.preprocessing.sfreq)
+        starts = columns.start[rows]
+        available = np.minimum(n_baseline, starts)
+        eeg = np.zeros((len(rows), self.n_channels, n_baseline + self.n_times), dtype=np.float32)
+        recordings = columns.recording[rows]
+        for i, (recording, start, before) in enumerate(
+            zip(recordings.tolist(), starts.tolist(), available.tolist(), strict=True)
+        ):
+            where, source = columns.sources[recording]
+            eeg[i, where, n_baseline - before :] = source[:, start - before : start + self.n_times]
+        stimulus = columns.stimulus[rows]
+        return Batch(
+            eeg=baseline_and_clamp(
+                torch.from_numpy(eeg), n_baseline, torch.from_numpy(available), self.preprocessing.clamp
+            ),
+            positions=torch.from_numpy(columns.positions[recordings]),
+            subject=torch.from_numpy(columns.subject[rows]),
+            stimulus=torch.from_numpy(stimulus),
+            features=torch.from_numpy(self.features.features[stimulus]),
+            text=tuple(columns.text[rows]),
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What a report says about the data: plain values only."""
+        per_split = {}
+        for split in SPLITS:
+            table = self.windows.iloc[self.indices(split)]
+            heard_s = len(table["stimulus"].unique()) * self.length_s if len(table) else 0.0
+            per_split[split] = {
+                "windows": len(table),
+                "stimuli": int(table["stimulus"].nunique()),
+                "subjects": int(table["subject"].nunique()),
+                "hours": round(len(table) * self.length_s / 3600, 4),
+                "unique_hours": round(heard_s / 3600, 4),
+            }
+        hours = sum(eeg.shape[1] for eeg in self.eeg.values()) / self.preprocessing.sfreq / 3600
+        return {
+            "study": self.name,
+            "modality": self.study.modality,
+            "licence": self.study.licence,
+            "citation": self.study.citation,
+            "simulated": self.simulated,
+            "has_audio": self.has_audio,
+            "subjects": int(self.windows["subject"].nunique()),
+            "recordings": len(self.eeg),
+            "hours": round(hours, 4),
+            "channels": self.n_channels,
+            "sfreq_hz": self.preprocessing.sfreq,
+            "window_s": self.length_s,
+            "splits": per_split,
+            "dropped_windows": dict(self.dropped),
+            "audit_passed": all(finding.passed for finding in self.audit),
+            "fingerprint": self.fingerprint,
+        }
+
+    @cached_property
+    def _columns(self) -> _Columns:
+        return _Columns.of(self)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The window table as arrays: a batch must not touch a DataFrame."""
+
+    recording: np.ndarray
+    start: np.ndarray
+    stimulus: np.ndarray
+    subject: np.ndarray
+    text: np.ndarray
+    sources: list[tuple[slice | np.ndarray, np.ndarray]]
+    """By recording: rows of the union, and the EEG."""
+    positions: np.ndarray
+    """(recordings, C, 2)."""
+
+    @classmethod
+    def of(cls, data: StudyData) -> _Columns:
+        names = list(data.eeg)
+        number = {name: i for i, name in enumerate(names)}
+        subject = {name: i for i, name in enumerate(data.subjects)}
+        everything = np.arange(data.n_channels)
+        return cls(
+            recording=data.windows["recording"].map(number).to_numpy(np.int64),
+            start=data.preprocessing.slice_start(data.windows["onset_s"].to_numpy(float)),
+            stimulus=data.windows["stimulus"].to_numpy(np.int64),
+            subject=np.array([subject.get(s, UNSEEN_SUBJECT) for s in data.windows["subject"]], dtype=np.int64),
+            text=data.windows["text"].to_numpy(object),
+            sources=[
+                # a whole row range is copied several times faster than one picked by an index array
+                (slice(None) if np.array_equal(data.channel_rows[n], everything) else data.channel_rows[n], data.eeg[n])
+                for n in names
+            ],
+            positions=np.stack([data.recording_positions[n] for n in names]),
+        )
+
+
+class TrainingSampler:
+    """Which windows make up training step `step`: a pure function of the seed and the step.
+
+    So a run that is resumed needs no state. In every epoch each window appears once, less a random
+    rest that does not fill a batch. The windows of a stimulus are dealt to different batches, for
+    in a contrastive batch every other window counts as a negative; a batch repeats a stimulus only
+    where there are more windows of it than batches.
+    """
+
+    def __init__(self, rows: np.ndarray, stimulus_of_rows: np.ndarray, batch_size: int, seed: int) -> None:
+        if not 0 < len(rows) == len(stimulus_of_rows):
+            raise ValueError("rows and stimulus_of_rows must be of one length, not empty")
+        self.batch_size, self.seed = min(batch_size, len(rows)), seed
+        self.steps_per_epoch = len(rows) // self.batch_size
+        self._rows, self._stimulus = np.asarray(rows), np.unique(stimulus_of_rows, return_inverse=True)[1]
+        self._epoch = lru_cache(maxsize=2)(partial(_deal, self))
+
+    def rows(self, step: int) -> np.ndarray:
+        """(batch_size,) rows of step 0, 1, 2, ..."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        return self._epoch(epoch)[number]
+
+
+def _deal(sampler: TrainingSampler, epoch: int) -> np.ndarray:
+    """(steps_per_epoch, batch_size) rows: sorted by stimulus, dealt out like cards."""
+    rng = np.random.default_rng([sampler.seed, epoch])
+    n_steps = sampler.steps_per_epoch
+    kept = rng.permutation(len(sampler._rows))[: n_steps * sampler.batch_size]
+    shuffled_name = rng.permutation(sampler._stimulus.max() + 1)[sampler._stimulus[kept]]
+    cards = sampler._rows[kept[np.argsort(shuffled_name, kind="stable")]]
+    return rng.permutation(cards.reshape(sampler.batch_size, n_steps).T)
+
+
+def _preprocess_all(
+    recordings: Sequence[Recording], windows: pd.DataFrame, length_s: float, config: PreprocessingConfig, cache: Path
+) -> dict[str, Path]:
+    """Recording name -> its scaled EEG; recordings without training windows take the pooled scaler."""
+    from tqdm import tqdm
+
+    train = windows[windows["split"] == "train"]
+    onsets = {str(name): table.to_numpy() + config.shift_s for name, table in train.groupby("recording")["onset_s"]}
+    fits = {name: [(float(a), float(a + length_s)) for a in starts] for name, starts in onsets.items()}
+    seen = [r for r in recordings if r.recording in fits]
+    unseen = [r for r in recordings if r.recording not in fits]
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        done = pool.map(lambda r: preprocess(r, config, fits[r.recording], cache), seen)
+        paths = {r.recording: p for r, p in zip(seen, tqdm(done, "preprocessing", len(seen), leave=False), strict=True)}
+        if unseen and not seen:
+            raise UserError("no recording has a training window; change data.splits")
+        scaler = Scaler.pooled([Scaler.load(path) for path in paths.values()]) if unseen else None
+        others = pool.map(lambda r: preprocess(r, config, (), cache, scaler), unseen)
+        paths |= {r.recording: path for r, path in zip(unseen, others, strict=True)}
+    return {r.recording: paths[r.recording] for r in recordings}
+
+
+def _spread(positions: np.ndarray, rows: np.ndarray, n_channels: int) -> np.ndarray:
+    out = np.full((n_channels, 2), np.nan, dtype=np.float32)
+    out[rows] = positions
+    return out
+
+
+def _fingerprint(
+    recordings: Sequence[Recording],
+    tables: Cut,
+    preprocessing: PreprocessingConfig,
+    windows: WindowConfig,
+    splits: SplitConfig,
+) -> str:
+    rows = pd.util.hash_pandas_object(tables.windows, index=False).to_numpy()
+    content = list(tables.stimuli["content"])
+    configs = [c.model_dump(mode="json") for c in (preprocessing, windows, splits)]
+    return digest([[r.fingerprint for r in recordings], configs, content, rows.tolist(), audio.SAMPLE_RATE])
+
+
+def _write_tables(folder: Path, tables: Cut, findings: Sequence[Finding]) -> None:
+    for name, table in (("stimuli", tables.stimuli), ("windows", tables.windows)):
+        with atomic_path(folder / f"{name}.parquet") as partial_path:
+            table.to_parquet(partial_path, index=False)
+    verdict = {
+        "passed": all(f.passed for f in findings),
+        "dropped": tables.dropped,
+        "findings": [asdict(f) for f in findings],
+    }
+    write_atomically(folder / "audit.json", json.dumps(verdict, indent=1))
