@@ -86,13 +86,13 @@ def report(session: nox.Session) -> None:
 @command
 def tests(session: nox.Session) -> None:
     """Run the tests, without those that take minutes each."""
-    run(session, "pytest", "tests", "-m", "not slow", "--durations=10", *session.posargs)
+    run(session, "pytest", "-m", "not slow", "--benchmark-skip", "--durations=10", *session.posargs)
 
 
 @command
 def slow(session: nox.Session) -> None:
     """Run the tests that take minutes each."""
-    run(session, "pytest", "tests", "-m", "slow", "--durations=0", *session.posargs)
+    run(session, "pytest", "-m", "slow", "--benchmark-skip", "--durations=0", *session.posargs)
 
 
 @command
