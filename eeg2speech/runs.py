@@ -74,7 +74,7 @@ class RunFolder:
                 f"{self.path}: another process is writing this run; wait for it, or give this one another --name"
             ) from error
         except OSError as error:
-            raise UserError(f"{self.path}: this place cannot be written to ({error.strerror}); choose another") from error
+            raise UserError(f"{self.path} cannot be written to ({error.strerror}); choose another place") from error
         with held:
             yield
 
@@ -87,7 +87,7 @@ def run_name(yaml_path: Path, overrides: Sequence[str], name: str | None, resolv
     """
     chosen = name or (f"{yaml_path.stem}-{digest(resolved)[:6]}" if overrides else yaml_path.stem)
     if not re.fullmatch(r"[\w][\w.+-]*", chosen):
-        raise UserError(f"--name {chosen!r}: use letters, digits, '.', '_', '+' and '-' only, beginning with a letter or digit")
+        raise UserError(f"run name {chosen!r}: give a --name of letters, digits, '.', '_', '+' and '-', a letter first")
     return chosen
 
 
@@ -150,11 +150,9 @@ def is_done(folder: Path, depends: str) -> bool:
     for name, wanted in done["files"].items():
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{path} is missing though {DONE} lists it: restore it or delete the folder {folder} to do it again")
+            raise UserError(f"{path} is missing ({DONE} lists it): restore it or delete {folder} to do this step again")
         if sha256(path) != wanted:
-            raise UserError(
-                f"{path} does not match the hash in {DONE}: restore it or delete the folder {folder} to do it again"
-            )
+            raise UserError(f"{path} does not match the hash in {DONE}: restore it or delete {folder} to redo it")
     return True
 
 
@@ -171,5 +169,5 @@ def require_free_space(path: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(place).free
     if free < n_bytes:
         raise UserError(
-            f"{path}: {n_bytes / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; free some and run the same command again"
+            f"{path}: {n_bytes / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; make room, run it again"
         )

@@ -29,7 +29,8 @@ class Checkpoint:
     """Steps completed."""
     depends: str
     """Hash of the configuration and of all that the stage was trained on."""
-    scalars: dict[str, float]
+    scalars: dict[str, Any]
+    """Plain data of the loop."""
     tensors: dict[str, dict[str, Tensor]]
     """`model`, `optimizer`, and `ema` where one is kept: a safetensors file each."""
 
@@ -64,7 +65,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as safetensors ({error}): restore it, or delete its folder to redo it") from error
+        raise UserError(f"{path} cannot be read ({error}): restore it, or delete its folder to redo it") from error
 
 
 def load_weights(path: Path, modules: nn.Module) -> None:
@@ -81,7 +82,7 @@ def restore(modules: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> No
         if name not in tensors or name not in wanted or tensors[name].shape != wanted[name].shape:
             found = tuple(tensors[name].shape) if name in tensors else "absent"
             expected = tuple(wanted[name].shape) if name in wanted else "absent"
-            raise UserError(f"{path}: tensor {name} is {found} and the model has {expected}: these are weights of another config")
+            raise UserError(f"{path}: tensor {name} is {found}, the model has {expected}: name weights of this config")
     modules.load_state_dict(dict(tensors))
 
 
@@ -128,7 +129,7 @@ def load(folder: Path, depends: str, *, named: bool = False) -> Checkpoint | Non
     for name, wanted in state["files"].items():
         path = folder / name
         if not path.is_file() or sha256(path) != wanted:
-            raise UserError(f"{path} is damaged (its hash differs from {STATE}): delete {folder} to train the stage again")
+            raise UserError(f"{path} does not match the hash in {STATE}: delete {folder} to train the stage again")
         tensors[path.stem] = load_tensors(path)
     return Checkpoint(state["step"], state["depends"], state["scalars"], tensors)
 

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from tqdm import tqdm
 
 from eeg2speech.files import write_atomically
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -30,22 +37,42 @@ def remove_metrics(folder: Path) -> None:
 
 
 class MetricsLog:
-    """Goes on where a checkpoint stood: rows younger than `step` are dropped, so none is there twice."""
+    """Rows of `metrics.jsonl` and the same values on TensorBoard; `enabled` on the first process alone."""
 
-    def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    def __init__(self, folder: Path, *, enabled: bool = True) -> None:
+        self.folder, self.enabled = folder, enabled
+        self.purge_step: int | None = None
+        self.board: SummaryWriter | None = None
 
-        self.path = folder / METRICS
-        kept = [row for row in read_metrics(folder) if row["step"] <= step]
-        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self.board = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1)
+    def keep_until(self, step: int) -> None:
+        """Drops the rows younger than a checkpoint, so that resumed training writes none twice."""
+        if self.enabled:
+            kept = [row for row in read_metrics(self.folder) if row["step"] <= step]
+            write_atomically(self.folder / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
+            self.purge_step = step + 1
+
+    def __enter__(self) -> Self:
+        if self.enabled:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=self.purge_step)
+        return self
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Adds a row; `step` counts the steps completed."""
-        with self.path.open("a", encoding="utf-8") as file:
+        if self.board is None:
+            return
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        self.board.close()
+    def __exit__(self, *exception: object) -> None:
+        if self.board is not None:
+            self.board.close()
+
+
+def progress_bar(stage: str, steps: int, done: int, shown: bool) -> tqdm:
+    """A line that redraws itself on a terminal, a line now and then in a log file."""
+    every_s = 0.2 if sys.stderr.isatty() else 30.0
+    return tqdm(total=steps, initial=done, desc=stage, unit="step", mininterval=every_s, disable=not shown)

@@ -23,7 +23,7 @@ def adamw(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> torch.
 
 
 def learning_rate(step: int, peak: float, steps: int, warmup_steps: int, schedule: str) -> float:
-    """The rate of step 0, 1, ..: up in a line over `warmup_steps`, then `constant`, or `cosine` down to 0 at `steps`."""
+    """The rate of step 0, 1, ..: a line up over `warmup_steps`, then `constant`, or `cosine` down to 0 at `steps`."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     if schedule == "constant":

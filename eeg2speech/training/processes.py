@@ -1,0 +1,67 @@
+"""Training in several processes: who computes what, and what they tell each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from eeg2speech.batch import Batch
+from eeg2speech.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def make_accelerator(mixed_precision: str, stage: str) -> Accelerator:
+    """An Accelerator of this precision. Raises UserError where the device does not have it."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import GradientAccumulationPlugin
+
+    AcceleratorState._reset_state()  # else the precision of this process's first stage would bind all others
+    plugin = GradientAccumulationPlugin(num_steps=1)  # the loop divides by the number of micro-batches itself
+    accelerator = Accelerator(mixed_precision=mixed_precision, gradient_accumulation_plugin=plugin)
+    if mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError(f"stage {stage}: mixed_precision fp16 needs a GPU; use bf16 or no")
+    return accelerator
+
+
+def share(batch: Batch, rank: int, world: int) -> Batch:
+    """The rows of one process. Raises UserError where rows cannot be shared evenly: means would be weighted wrongly."""
+    if world == 1:
+        return batch
+    if len(batch) % world:
+        raise UserError(f"batch_size: {len(batch)} windows cannot be shared by {world} processes; choose a multiple")
+    rows = slice(rank * len(batch) // world, (rank + 1) * len(batch) // world)
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return Batch(**{name: value[rows] for name, value in values.items()})
+
+
+def broadcast(modules: nn.Module, accelerator: Accelerator) -> None:
+    """Gives every process the first one's parameters and buffers."""
+    if accelerator.num_processes > 1:
+        for tensor in modules.state_dict().values():
+            torch.distributed.broadcast(tensor, src=0)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
+    """Over processes, in one message: a stage may then call its modules as it likes, which DDP's wrapper forbids."""
+    if accelerator.num_processes == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def any_process(flag: bool, accelerator: Accelerator) -> bool:
+    """Whether `flag` is true in any process: the same answer in all of them."""
+    if accelerator.num_processes == 1:
+        return flag
+    if flag:
+        accelerator.set_trigger()
+    return bool(accelerator.check_trigger())
