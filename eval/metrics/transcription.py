@@ -1,0 +1,194 @@
+"""Whisper (Radford et al., ICML 2023) as the listener: what it hears in a clip, and how sure it is.
+
+A clip is transcribed as Whisper was trained to: padded with silence to 30 s. Whisper with a shorter
+context is several times faster and agrees on clean speech, but hears other words in poor speech
+(at 10 s, 25 of 40 sentences in noise of their own level change), so a shorter `audio_context_s` is a choice that
+the signature shows, and not the default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import Field
+
+from eeg2speech.audio import SAMPLE_RATE
+from eeg2speech.errors import UserError
+from eeg2speech.files import sha256
+from eeg2speech.schema import Config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from whisper import Whisper
+
+NORMALISER = "whisper-english"
+
+
+class TranscriptionOptions(Config):
+    """Which Whisper listens, and how it searches."""
+
+    checkpoint: Path | None = Field(default=None, description="an openai-whisper .pt; None: tiny.en from its package")
+    beam_size: int | None = Field(default=None, ge=1, description="None: greedy")
+    tokens_per_s: float = Field(default=8.0, gt=0, description="cap of the transcript; fast speech has about 7")
+    audio_context_s: float = Field(default=30.0, gt=0, le=30, description="silence-padded length the encoder sees")
+    batch_size: int = Field(default=16, ge=1)
+
+
+@dataclass(frozen=True)
+class Transcript:
+    text: str
+    no_speech_prob: float
+    avg_logprob: float
+    compression_ratio: float
+
+
+class Transcriber:
+    """A loaded Whisper. Raises UserError at first use where its weights are missing."""
+
+    def __init__(self, options: TranscriptionOptions, cache: Path) -> None:
+        self.options = options
+        self._cache = cache
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        from eval.weights import whisper_checkpoint
+
+        path = self.options.checkpoint or whisper_checkpoint(self._cache)
+        if not path.exists():
+            raise UserError(f"{path} (transcription.checkpoint) does not exist: name an openai-whisper .pt, or drop the option")
+        return path
+
+    @cached_property
+    def name(self) -> str:
+        """Model and search, for the signature."""
+        model = self.checkpoint.stem if self.options.checkpoint else "whisper-tiny.en"
+        search = f"beam{self.options.beam_size}" if self.options.beam_size else "greedy"
+        return f"{model}:{search}:t0:cap{self.options.tokens_per_s:g}/s:ctx{self.options.audio_context_s:g}s"
+
+    @cached_property
+    def weights(self) -> str:
+        """First 12 digits of the checkpoint's SHA-256."""
+        return sha256(self.checkpoint)[:12]
+
+    @cached_property
+    def model(self) -> Whisper:
+        return load_whisper(self.checkpoint, self.options.audio_context_s)
+
+    def transcribe(self, waveforms: np.ndarray) -> list[Transcript]:
+        """(n, N) float32 at 16 kHz -> n transcripts, the same whatever the batch size."""
+        import torch
+        from whisper.decoding import DecodingOptions, decode
+
+        duration_s = waveforms.shape[1] / SAMPLE_RATE
+        if duration_s > self.options.audio_context_s:
+            raise UserError(
+                f"transcription.audio_context_s is {self.options.audio_context_s:g}, clips last {duration_s:g} s: raise it or cut them"
+            )
+        options = DecodingOptions(
+            language="en",
+            beam_size=self.options.beam_size,
+            sample_len=int(np.ceil(self.options.tokens_per_s * duration_s)),
+            without_timestamps=True,
+            fp16=False,
+        )
+        transcripts: list[Transcript] = []
+        with torch.inference_mode():
+            for start in range(0, len(waveforms), self.options.batch_size):
+                features = self.encode(waveforms[start : start + self.options.batch_size])
+                for r in decode(self.model, features, options):
+                    transcripts.append(Transcript(r.text, r.no_speech_prob, r.avg_logprob, r.compression_ratio))
+        return transcripts
+
+    def encode(self, waveforms: np.ndarray) -> Tensor:
+        """(n, N) -> (n, T, D): Whisper's encoder states at 50 Hz over the whole context."""
+        import torch
+        from whisper import log_mel_spectrogram
+
+        device = self.model.device
+        padded_length = self.model.dims.n_audio_ctx * 2 * 160
+        mels = []
+        for waveform in waveforms:
+            # One by one: Whisper's spectrogram floors at the maximum of all it is given.
+            clip = torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32)).to(device)
+            mels.append(log_mel_spectrogram(torch.nn.functional.pad(clip, (0, padded_length - len(clip)))))
+        # On a CPU one clip at a time keeps the activations in the cache.
+        group = 1 if device.type == "cpu" else len(mels)
+        return torch.cat([self.model.encoder(m) for m in torch.stack(mels).split(group)])
+
+
+@lru_cache(maxsize=2)
+def load_whisper(checkpoint: Path, audio_context_s: float = 30.0) -> Whisper:
+    """A Whisper whose encoder sees `audio_context_s`. Raises UserError where the file is no Whisper checkpoint."""
+    import torch
+    from whisper.model import ModelDimensions, Whisper
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    content = torch.load(checkpoint, map_location=device, weights_only=True)
+    try:
+        dims, state = content["dims"], content["model_state_dict"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{checkpoint} is no openai-whisper checkpoint: it lacks {error}") from error
+    frames = min(dims["n_audio_ctx"], round(audio_context_s * 50))
+    position = "encoder.positional_embedding"
+    model = Whisper(ModelDimensions(**{**dims, "n_audio_ctx": frames}))
+    model.load_state_dict({**state, position: state[position][:frames]})
+    return model.eval().to(device)
+
+
+@lru_cache
+def _normaliser() -> object:
+    from whisper.normalizers import EnglishTextNormalizer
+
+    return EnglishTextNormalizer()
+
+
+@lru_cache(maxsize=100_000)
+def normalise(text: str) -> str:
+    """Whisper's English normaliser: case, punctuation, spelling, and numbers as digits ("seven" -> "7")."""
+    return _normaliser()(text)  # type: ignore[operator]
+
+
+SILENCE_DBFS = -50.0
+NO_SPEECH_PROB = 0.6
+AVG_LOGPROB = -1.0
+COMPRESSION_RATIO = 2.4
+REPEATS = 4
+
+
+def guard(transcripts: Sequence[Transcript], waveforms: np.ndarray) -> list[str | None]:
+    """Why each transcript is not to be believed, or None.
+
+    Silence: the clip's level is below -50 dBFS. No speech, unlikely and compressible text: the
+    thresholds of Whisper's own long-form decoding (Radford et al., section 4.5), no-speech only
+    together with a low likelihood. Repetition: one to four words at least four times in a row.
+    """
+    reasons: list[str | None] = []
+    for transcript, waveform in zip(transcripts, waveforms, strict=True):
+        level = 10 * np.log10(np.mean(np.square(waveform, dtype=np.float64)) + 1e-20)
+        if level < SILENCE_DBFS:
+            reasons.append("silence")
+        elif transcript.no_speech_prob > NO_SPEECH_PROB and transcript.avg_logprob < AVG_LOGPROB:
+            reasons.append("no speech")
+        elif transcript.compression_ratio > COMPRESSION_RATIO:
+            reasons.append("compressible")
+        elif repeats(normalise(transcript.text).split()):
+            reasons.append("repetition")
+        else:
+            reasons.append(None)
+    return reasons
+
+
+def repeats(words: Sequence[str], times: int = REPEATS, longest: int = 4) -> bool:
+    """Whether some run of one to `longest` words stands `times` times in a row."""
+    for size in range(1, longest + 1):
+        run = 0
+        for i in range(size, len(words)):
+            run = run + 1 if words[i] == words[i - size] else 0
+            if run == size * (times - 1):
+                return True
+    return False
