@@ -23,7 +23,8 @@ WORD_COLUMNS = ("word", "onset_s", "duration_s", "sentence")
 class EEGSource(Protocol):
     """Channels of one recording, read a stretch at a time so that memory does not grow with length."""
 
-    n_samples: int
+    @property
+    def n_samples(self) -> int: ...
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """(C, stop - start) float32, volts where the file is calibrated."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -19,7 +17,7 @@ from eeg2speech import audio
 from eeg2speech.batch import Batch
 from eeg2speech.data.base import Recording, SpeechStudy
 from eeg2speech.data.features import StimulusFeatures
-from eeg2speech.data.preprocessing import PreprocessingConfig, Scaler, baseline_and_clamp, preprocess
+from eeg2speech.data.preprocessing import PreprocessingConfig, Scaler, baseline_and_clamp, preprocess_all
 from eeg2speech.data.splits import SPLITS, Finding, SplitConfig, audit, require_clean
 from eeg2speech.data.windows import Cut, WindowConfig, cut
 from eeg2speech.errors import UserError
@@ -80,7 +78,7 @@ class StudyData:
         tables = cut(name, recordings, isolated, windows, splits, preprocessing)
         features = StimulusFeatures.prepare(tables.stimuli, windows.length_s, cache)
         tables.stimuli["content"] = features.content
-        paths = _preprocess_all(recordings, tables.windows, windows.length_s, preprocessing, cache)
+        paths = preprocess_all(recordings, tables.windows, windows.length_s, preprocessing, cache)
         train, test = (np.flatnonzero(tables.windows["split"] == split) for split in ("train", "test"))
         findings = audit(
             tables.stimuli,
@@ -299,28 +297,6 @@ def _deal(sampler: TrainingSampler, epoch: int) -> np.ndarray:
     shuffled_name = rng.permutation(sampler._stimulus.max() + 1)[sampler._stimulus[kept]]
     cards = sampler._rows[kept[np.argsort(shuffled_name, kind="stable")]]
     return rng.permutation(cards.reshape(sampler.batch_size, n_steps).T)
-
-
-def _preprocess_all(
-    recordings: Sequence[Recording], windows: pd.DataFrame, length_s: float, config: PreprocessingConfig, cache: Path
-) -> dict[str, Path]:
-    """Recording name -> its scaled EEG; recordings without training windows take the pooled scaler."""
-    from tqdm import tqdm
-
-    train = windows[windows["split"] == "train"]
-    onsets = {str(name): table.to_numpy() + config.shift_s for name, table in train.groupby("recording")["onset_s"]}
-    fits = {name: [(float(a), float(a + length_s)) for a in starts] for name, starts in onsets.items()}
-    seen = [r for r in recordings if r.recording in fits]
-    unseen = [r for r in recordings if r.recording not in fits]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        done = pool.map(lambda r: preprocess(r, config, fits[r.recording], cache), seen)
-        paths = {r.recording: p for r, p in zip(seen, tqdm(done, "preprocessing", len(seen), leave=False), strict=True)}
-        if unseen and not seen:
-            raise UserError("no recording has a training window; change data.splits")
-        scaler = Scaler.pooled([Scaler.load(path) for path in paths.values()]) if unseen else None
-        others = pool.map(lambda r: preprocess(r, config, (), cache, scaler), unseen)
-        paths |= {r.recording: path for r, path in zip(unseen, others, strict=True)}
-    return {r.recording: paths[r.recording] for r in recordings}
 
 
 def _spread(positions: np.ndarray, rows: np.ndarray, n_channels: int) -> np.ndarray:

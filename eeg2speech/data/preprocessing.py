@@ -8,12 +8,15 @@ Unlike it, the scaler sees training windows only.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -70,9 +73,8 @@ class Scaler:
     def load(cls, eeg_path: Path) -> Scaler:
         """The scaler stored beside a preprocessed recording."""
         raw = json.loads(eeg_path.with_suffix(".json").read_text(encoding="utf-8"))
-        return cls(
-            *(tuple(raw[k]) for k in ("ch_names", "median", "iqr")), tuple((a, b) for a, b in raw["fit_intervals"])
-        )
+        spans = tuple((a, b) for a, b in raw["fit_intervals"])
+        return cls(tuple(raw["ch_names"]), tuple(raw["median"]), tuple(raw["iqr"]), spans)
 
     @classmethod
     def pooled(cls, scalers: Sequence[Scaler]) -> Scaler:
@@ -129,6 +131,31 @@ def preprocess(
         del out
     write_atomically(path.with_suffix(".json"), json.dumps({"recording": recording.recording, **asdict(fitted)}))
     return path
+
+
+def preprocess_all(
+    recordings: Sequence[Recording], windows: pd.DataFrame, length_s: float, config: PreprocessingConfig, cache: Path
+) -> dict[str, Path]:
+    """Recording name -> its scaled EEG; recordings without training windows take the pooled scaler."""
+    from tqdm import tqdm
+
+    train = windows[windows["split"] == "train"]
+    onsets = {str(name): table.to_numpy() + config.shift_s for name, table in train.groupby("recording")["onset_s"]}
+    fits = {name: [(float(a), float(a + length_s)) for a in starts] for name, starts in onsets.items()}
+    seen = [r for r in recordings if r.recording in fits]
+    unseen = [r for r in recordings if r.recording not in fits]
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        done = pool.map(lambda r: preprocess(r, config, fits[r.recording], cache), seen)
+        paths = {
+            r.recording: p
+            for r, p in zip(seen, tqdm(done, "preprocessing", len(seen), leave=False, disable=None), strict=True)
+        }
+        if unseen and not seen:
+            raise UserError("no recording has a training window; change data.splits")
+        scaler = Scaler.pooled([Scaler.load(path) for path in paths.values()]) if unseen else None
+        others = pool.map(lambda r: preprocess(r, config, (), cache, scaler), unseen)
+        paths |= {r.recording: path for r, path in zip(unseen, others, strict=True)}
+    return {r.recording: paths[r.recording] for r in recordings}
 
 
 def merged(intervals: Intervals) -> list[tuple[float, float]]:
@@ -198,7 +225,7 @@ def _check_finite(recording: Recording, eeg: np.ndarray) -> None:
         bad = np.count_nonzero(~np.isfinite(channel))
         if bad:
             raise UserError(
-                f"recording {recording.recording}: channel {name} has {bad} of {channel.size} values that are no numbers; "
+                f"recording {recording.recording}: channel {name} has {bad} values that are no numbers; "
                 "interpolate them or drop the channel from the recording"
             )
 

@@ -157,7 +157,8 @@ def require_clean(findings: Sequence[Finding]) -> None:
     failed = [f"{f.check} ({f.detail})" for f in findings if not f.passed]
     if failed:
         raise UserError(
-            f"the split leaks: {'; '.join(failed)}; change data.splits, or set data.splits.strict: false for a demonstration"
+            f"the split leaks: {'; '.join(failed)}; change data.splits, "
+            "or set data.splits.strict: false for a demonstration"
         )
 
 

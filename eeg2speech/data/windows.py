@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -160,7 +161,7 @@ class _Cutter:
         self._hashes = ContentHashes()
         self._known: dict[tuple[str, float, float, str], list[_Candidate]] = {}
 
-    def sounds(self, recording: Recording) -> Iterator[tuple[str, object, _Candidate]]:
+    def sounds(self, recording: Recording) -> Iterator[tuple[str, Any, _Candidate]]:
         """(audio hash, row of `recording.sounds`, window) of everything heard in a recording."""
         assigned = self.assigned.get(recording.recording, "")
         for sound in recording.sounds.itertuples(index=False):
@@ -174,19 +175,19 @@ class _Cutter:
                 yield audio, sound, candidate
 
     def _sentence(
-        self, recording: Recording, sound: object, identity: str, words: _Words, assigned: str
+        self, recording: Recording, sound: Any, identity: str, words: _Words, assigned: str
     ) -> list[_Candidate]:
         limit = min(self.config.max_reading_s, self.config.length_s)
         if sound.duration_s > limit + 1e-6:
             raise UserError(
-                f"recording {recording.recording}: the reading {sound.sound} lasts {sound.duration_s:.2f} s, longer than "
+                f"recording {recording.recording}: the reading {sound.sound} lasts {sound.duration_s:.2f} s, more than "
                 f"{limit:g} s; leave it out, or raise data.windows.max_reading_s and length_s"
             )
         split = assigned or split_of(" ".join(words.word).lower() or identity, self.splits)
         return [_Candidate(0.0, float(sound.duration_s), words.text(0.0, self.config.length_s), split)]
 
     def _continuous(
-        self, recording: Recording, sound: object, identity: str, words: _Words, assigned: str
+        self, recording: Recording, sound: Any, identity: str, words: _Words, assigned: str
     ) -> list[_Candidate]:
         length = self.config.length_s
         if self.splits.by == "time":
