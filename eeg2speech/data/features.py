@@ -73,7 +73,7 @@ class StimulusFeatures:
     """(n_stimuli, N) float32 at 16 kHz, silent after a reading ends; None without audio."""
     frame_rate_hz: float
     content: tuple[str, ...]
-    """Hash of the samples of each row."""
+    """Hash of the samples of each row; empty where they are constant: silence is nobody's duplicate."""
 
     @classmethod
     def prepare(cls, stimuli: pd.DataFrame, length_s: float, cache: Path) -> StimulusFeatures:
@@ -97,10 +97,10 @@ class StimulusFeatures:
                 _write_log_mel(np.load(waves, mmap_mode="r"), target)
             else:
                 _write_arrays(stimuli, float(rates[0]), length_s, target)
-        features = np.load(target, mmap_mode="r")
-        waveforms = np.load(waves, mmap_mode="r") if has_audio else None
+        features = np.asarray(np.load(target, mmap_mode="r"))
+        waveforms = np.asarray(np.load(waves, mmap_mode="r")) if has_audio else None
         samples = features if waveforms is None else waveforms
-        content = tuple(hashlib.sha256(row.tobytes()).hexdigest() for row in samples)
+        content = tuple(hashlib.sha256(row.tobytes()).hexdigest() if np.ptp(row) > 0 else "" for row in samples)
         return cls(features, waveforms, audio.FRAME_RATE_HZ if has_audio else float(rates[0]), content)
 
 

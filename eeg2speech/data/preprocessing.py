@@ -113,7 +113,7 @@ def preprocess(
         return path
     if not spans and scaler is None:
         raise UserError(
-            f"recording {recording.recording}: no training window, so nothing to scale it by; change data.splits"
+            f"recording {recording.recording}: no training window, so nothing to scale it by; change splits"
         )
     n_samples = resampled_length(recording.eeg.n_samples, recording.sfreq, config.sfreq)
     with atomic_path(path) as partial:
@@ -151,7 +151,7 @@ def preprocess_all(
             for r, p in zip(seen, tqdm(done, "preprocessing", len(seen), leave=False, disable=None), strict=True)
         }
         if unseen and not seen:
-            raise UserError("no recording has a training window; change data.splits")
+            raise UserError("no recording has a training window; change splits")
         scaler = Scaler.pooled([Scaler.load(path) for path in paths.values()]) if unseen else None
         others = pool.map(lambda r: preprocess(r, config, (), cache, scaler), unseen)
         paths |= {r.recording: path for r, path in zip(unseen, others, strict=True)}

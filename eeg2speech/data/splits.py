@@ -157,8 +157,7 @@ def require_clean(findings: Sequence[Finding]) -> None:
     failed = [f"{f.check} ({f.detail})" for f in findings if not f.passed]
     if failed:
         raise UserError(
-            f"the split leaks: {'; '.join(failed)}; change data.splits, "
-            "or set data.splits.strict: false for a demonstration"
+            f"the split leaks: {'; '.join(failed)}; change splits, or set splits.strict: false for a demonstration"
         )
 
 
@@ -194,8 +193,10 @@ def _stimulus_identity(heard: pd.DataFrame, margin_s: float) -> Finding:
 
 
 def _duplicated_audio(heard: pd.DataFrame) -> Finding:
-    splits = heard.groupby("content").agg(
-        n=("split", "nunique"), sounds=("sound", lambda s: " and ".join(sorted(set(s))[:2]))
+    splits = (
+        heard[heard["content"] != ""]
+        .groupby("content")
+        .agg(n=("split", "nunique"), sounds=("sound", lambda s: " and ".join(sorted(set(s))[:2])))
     )
     shared = splits[splits["n"] > 1]
     example = "" if shared.empty else f"the samples of {shared['sounds'].iloc[0]}"

@@ -95,6 +95,11 @@ def cut(
 
     Raises UserError where a reading is longer than `max_reading_s`, or nothing could be cut.
     """
+    if isolated and splits.by == "time":
+        raise UserError("splits.by: time divides continuous speech; this study has isolated sentences, use stimulus")
+    for name, n in Counter(r.recording for r in recordings).items():
+        if n > 1:
+            raise UserError(f"study {study}: {n} recordings are named {name}; every recording needs a name of its own")
     edge_s = max((preprocessing.edge_s(r.sfreq) for r in recordings), default=0.0)
     cutter = _Cutter(isolated, config, splits, _gap_s(splits, config, edge_s), _assigned(recordings, splits))
     rows: list[tuple] = []
@@ -181,7 +186,7 @@ class _Cutter:
         if sound.duration_s > limit + 1e-6:
             raise UserError(
                 f"recording {recording.recording}: the reading {sound.sound} lasts {sound.duration_s:.2f} s, more than "
-                f"{limit:g} s; leave it out, or raise data.windows.max_reading_s and length_s"
+                f"{limit:g} s; leave it out, or raise windows.max_reading_s and length_s"
             )
         split = assigned or split_of(" ".join(words.word).lower() or identity, self.splits)
         return [_Candidate(0.0, float(sound.duration_s), words.text(0.0, self.config.length_s), split)]
