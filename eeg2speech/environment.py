@@ -31,7 +31,7 @@ PACKAGES = (
 def describe() -> dict[str, Any]:
     """Plain data for `RunResult.environment`; a fact that cannot be had is None.
 
-    Memory is in GiB. `peak_memory_gib` is that of this process so far, and of its children.
+    Memory is in GiB. `peak_memory_gib` is that of this process so far.
     """
     return {
         "python": platform.python_version(),
@@ -56,14 +56,17 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def peak_memory_gib() -> float | None:
-    """The most memory this process, or the largest of its finished children, has held at once."""
+    """The most memory this process has held at once."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux's rusage would count the parent that started this process, too
+        peak = next((line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
+        return None if peak is None else int(peak) / 2**20
     try:
         import resource
     except ImportError:  # not on Windows
         return None
-    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
-    return max(peaks) * unit / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others kibibytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def _version(package: str) -> str | None:
