@@ -1,0 +1,65 @@
+"""`python -m reports build` and `python -m reports verify`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from eeg2speech.cli import execute
+from eeg2speech.errors import UserError
+
+
+class MismatchError(Exception):
+    """A stored value that its own examples do not give."""
+
+
+def build(arguments: argparse.Namespace) -> None:
+    from reports.build import build as render
+
+    print(render(arguments.runs, arguments.output))
+
+
+def verify(arguments: argparse.Namespace) -> None:
+    from reports.verify import verify as recompute
+
+    checks = recompute(arguments.run, arguments.cell)
+    for check in checks:
+        stored = "" if check.result.value is None else f"  stored {check.result.value!r}"
+        again = "" if check.recomputed is None else f"  re-computed {check.recomputed!r}"
+        print(f"{check.outcome:9}  {check.cell}{stored}{again}" + (f"  ({check.detail})" if check.detail else ""))
+    number = {outcome: sum(c.outcome == outcome for c in checks) for outcome in ("match", "mismatch", "unchecked")}
+    print(", ".join(f"{n} {outcome}" for outcome, n in number.items()))
+    if number["mismatch"]:
+        raise MismatchError
+    if arguments.cell and not number["match"]:
+        raise UserError("none of the named cells can be re-computed from single examples; name a per-example metric")
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog="python -m reports", description="Render results, and check them.")
+    commands = root.add_subparsers(required=True, metavar="command")
+    text = "render run folders as one self-contained page with its tables"
+    command = commands.add_parser("build", help=text, description=text)
+    command.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER", help="a folder that holds results.json")
+    command.add_argument("--output", type=Path, default=Path("reports"), help="where index.html goes (default: %(default)s)")
+    command.set_defaults(handler=build)
+    text = "re-compute stored values from the per-example table; exit code 1 where one differs"
+    command = commands.add_parser("verify", help=text, description=text)
+    command.add_argument("run", type=Path, metavar="RUN_FOLDER")
+    command.add_argument("--cell", action="append", default=[], metavar="SYSTEM/METRIC", help="may be repeated; default: all")
+    command.set_defaults(handler=verify)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    try:
+        return execute(arguments.handler, arguments)
+    except MismatchError:
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""The figures of a run, each an inline SVG with the caption that a reader needs to trust it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from eval.results import RunResult, StageSummary
+from reports.formatting import clean, count, duration, interval, is_number, label, plain
+from reports.svg import PALETTE, figure, inline, style
+from reports.tables import ROLES, Column, claim_of, columns, find, value_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MARKERS = {"ceiling": "^", "claim": "o", "rival": "s", "floor": "v"}
+"""Roles differ in shape as well as in colour."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    title: str
+    svg: Markup
+    caption: str
+
+
+def _scale(column: Column) -> float:
+    return 100.0 if column.info.unit == "%" else 1.0
+
+
+def _axis(column: Column) -> str:
+    unit = f" ({column.info.unit})" if column.info.unit else ""
+    return f"{label(column.title, 36)}{unit}, {column.direction}"
+
+
+def _ordered(run: RunResult) -> list[tuple[str, str]]:
+    """(system, role), ceilings first."""
+    order = list(ROLES)
+    found = sorted(run.systems, key=lambda s: order.index(s.role) if s.role in order else len(order))
+    return [(system.name, system.role) for system in found]
+
+
+def floor_to_ceiling(run: RunResult, limit: int = 4) -> list[Picture]:
+    """One panel per metric: every row with its interval, the span between best floor and ceiling shaded."""
+    pictures = []
+    for index, column in enumerate(columns(run)):
+        rows = [(name, role, find(run, name, column)) for name, role in _ordered(run)]
+        known = [(name, role, r) for name, role, r in rows if r is not None and value_of(r) is not None]
+        if len(known) >= 2 and len(pictures) < limit:
+            pictures.append(_span_panel(run, column, known, f"span{index}"))
+    return pictures
+
+
+def _span_panel(run: RunResult, column: Column, rows: Sequence[tuple[str, str, Any]], name: str) -> Picture:
+    k = _scale(column)
+    with style():
+        fig = figure(520, 64 + 25 * len(rows))
+        axes = fig.subplots()
+        caption = f"{column.title}: value and 95 % interval of each row."
+        caption += _shade(run, axes, column, rows)
+        for y, (_, role, result) in enumerate(rows):
+            colour = PALETTE.get(role, PALETTE["ink"])
+            if result.ci is not None and all(map(is_number, result.ci)):
+                axes.plot([k * bound for bound in result.ci], [y, y], color=colour, lw=2.2 if role == "claim" else 1.4)
+            size = 8 if role == "claim" else 6.5
+            axes.plot([k * result.value], [y], MARKERS.get(role, "D"), color=colour, ms=size, mec="none")
+        if column.info.chance is not None and is_number(column.info.chance):
+            axes.axvline(k * column.info.chance, color=PALETTE["muted"], lw=1, ls=(0, (2, 2)), zorder=0)
+            caption += f" Dotted: chance, {plain(column.info.chance, column.info.unit)}."
+        axes.set_yticks(range(len(rows)), [label(row[0]) for row in rows])
+        for tick, (_, role, _) in zip(axes.get_yticklabels(), rows, strict=True):
+            tick.set_color(PALETTE.get(role, PALETTE["ink"]))
+            tick.set_fontweight("bold" if role == "claim" else "normal")
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel(_axis(column))
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.margins(x=0.04)
+        svg = inline(fig, name, f"{caption} " + "; ".join(f"{r[0]} {plain(r[2].value, column.info.unit)}" for r in rows))
+    return Picture(column.title, svg, caption)
+
+
+def _shade(run: RunResult, axes: Axes, column: Column, rows: Sequence[tuple[str, str, Any]]) -> str:
+    """Shades best floor to ceiling; the endpoint's own choice where this is its metric."""
+    floors = [(r.value, name) for name, role, r in rows if role == "floor"]
+    if not floors:
+        return ""
+    best = (max if column.info.higher_is_better else min)(floors)
+    values = {name: r.value for name, _, r in rows}
+    ceiling = run.endpoint.ceiling or "reconstruction"
+    if run.endpoint.metric in (column.info.name, column.key) and run.endpoint.best_floor in values:
+        best = (values[run.endpoint.best_floor], run.endpoint.best_floor)
+    if ceiling not in values:
+        return ""
+    k = _scale(column)
+    axes.axvspan(k * best[0], k * values[ceiling], color=PALETTE["rule"], alpha=0.35, lw=0, zorder=0)
+    return f" Shaded: from the best floor ({clean(best[1], 40)}) to the ceiling ({clean(ceiling, 40)})."
+
+
+def per_subject(run: RunResult) -> Picture | None:
+    """Paired dots: one line per listener across the rows that hear EEG, in the first metric that has them."""
+    for column in columns(run):
+        cells = [r for r in run.results if (r.metric, r.embedder) == (column.info.name, column.embedder)]
+        rows = [(r.subject, r.system, r.value) for r in cells if r.subject is not None and value_of(r) is not None]
+        frame = pd.DataFrame(rows, columns=["subject", "system", "value"])
+        if frame.groupby("system").subject.nunique().gt(1).sum() >= 2:
+            return _paired(run, column, frame)
+    return None
+
+
+def _paired(run: RunResult, column: Column, frame: pd.DataFrame) -> Picture:
+    import seaborn
+
+    present = [(name, role) for name, role in reversed(_ordered(run)) if name in set(frame.system)]
+    names = [name for name, _ in present]
+    place = {name: x for x, name in enumerate(names)}
+    frame = frame.assign(x=frame.system.map(place), y=frame.value * _scale(column)).dropna(subset="x")
+    with style():
+        fig = figure(520, 300)
+        axes = fig.subplots()
+        seaborn.lineplot(
+            frame, x="x", y="y", units="subject", estimator=None, color=PALETTE["muted"], alpha=0.45, lw=0.9, ax=axes
+        )
+        for name, role in present:
+            part = frame[frame.system == name]
+            axes.plot(part.x, part.y, MARKERS.get(role, "D"), color=PALETTE.get(role, PALETTE["ink"]), ms=6.5, mec="none")
+        axes.set_xticks(range(len(names)), [label(n, 14) for n in names])
+        axes.set(xlabel="", ylabel=_axis(column), xlim=(-0.4, len(names) - 0.6))
+        n = frame.subject.nunique()
+        caption = f"{column.title} of each of {count(n, 'listener')}; a line joins one listener's values."
+        return Picture("Listeners", inline(fig, "listeners", caption), caption)
+
+
+def rank_histogram(run: RunResult, examples: pd.DataFrame) -> Picture | None:
+    """How far down the list the true speech stands, for the claim and the best-known floor."""
+    import seaborn
+
+    if "rank" not in examples or not pd.to_numeric(examples["rank"], errors="coerce").notna().any():
+        return None
+    claim = claim_of(run)
+    floors = [name for name, role in _ordered(run) if role == "floor"]
+    frame = examples.assign(rank=pd.to_numeric(examples["rank"], errors="coerce")).dropna(subset="rank")
+    floor = next((name for name in floors if name in set(frame.system)), None)
+    shown = [name for name in (claim, floor) if name is not None and name in set(frame.system)]
+    if not shown:
+        return None
+    top = int(frame["rank"].max())
+    width = -(-top // 24)
+    bins = -(-top // width)
+    with style():
+        fig = figure(520, 300)
+        axes = fig.subplots()
+        common: dict[str, Any] = {"x": "rank", "stat": "percent", "bins": bins, "binrange": (0.5, bins * width + 0.5), "ax": axes}
+        for name in shown:
+            part = frame[frame.system == name]
+            role = {"element": "bars", "alpha": 0.75} if name == claim else {"element": "step", "fill": False}
+            colour = PALETTE["claim"] if name == claim else PALETTE["floor"]
+            seaborn.histplot(part, color=colour, lw=1.4 if name != claim else 0, label=label(name), **role, **common)
+        axes.axhline(100 * width / top, color=PALETTE["muted"], lw=1, ls=(0, (2, 2)), label="chance")
+        axes.set(xlabel="rank of the true speech (1 is best)", ylabel="examples (%)")
+        axes.legend()
+        caption = (
+            f"Rank of the true speech among at most {top} candidates, {count(len(frame[frame.system == shown[0]]), 'example')} "
+            "per row. A row that carries nothing about the speech is flat at the dotted line."
+        )
+        return Picture("Ranks", inline(fig, "ranks", caption), caption)
+
+
+def error_shares(run: RunResult, examples: pd.DataFrame) -> Picture | None:
+    """Substitutions, deletions and insertions per 100 reference words."""
+    kinds = ["substitutions", "deletions", "insertions"]
+    if "wer_n" not in examples or not set(kinds) <= set(examples.columns):
+        return None
+    numbers = examples[[*kinds, "wer_n"]].apply(pd.to_numeric, errors="coerce")
+    sums = numbers.dropna().groupby(examples.system).sum()
+    shares = 100 * sums[kinds].div(sums.wer_n.where(sums.wer_n > 0), axis=0).dropna()
+    names = [name for name, _ in _ordered(run) if name in shares.index]
+    if not names:
+        return None
+    looks = zip(kinds, ("claim", "rival", "second"), ("", "////", "...."), strict=True)
+    with style():
+        fig = figure(520, 80 + 25 * len(names))
+        axes = fig.subplots()
+        left = pd.Series(0.0, index=names)
+        for kind, colour, _ in looks:
+            axes.barh(range(len(names)), shares.loc[names, kind], left=left, color=PALETTE[colour], height=0.62, label=kind)
+            left = left + shares.loc[names, kind]
+        axes.set_yticks(range(len(names)), [label(n) for n in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlabel("errors per 100 reference words")
+        axes.tick_params(axis="y", length=0)
+        fig.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3)
+        caption = "Word errors by kind, summed over all examples of a row. Together they are the word error rate."
+        return Picture("Kinds of word error", inline(fig, "errors", caption), caption)
+
+
+def training_curve(stage: StageSummary, index: int) -> Picture | None:
+    """Losses of a stage over its steps; other logged values stay in its metrics log."""
+    import seaborn
+
+    frame = pd.DataFrame(stage.curve)
+    if "step" not in frame or frame.empty:
+        return None
+    values = [c for c in frame.columns if c not in ("step", "epoch") and "loss" in c and frame[c].notna().any()]
+    values = values or [c for c in frame.columns if c not in ("step", "epoch")][:1]
+    if not values:
+        return None
+    looks = (("claim", "-"), ("rival", (0, (4, 2))), ("ceiling", (0, (1, 1.5))), ("floor", (0, (6, 2, 1, 2))))
+    with style():
+        fig = figure(360, 220)
+        axes = fig.subplots()
+        for value, (colour, dash) in zip(values, looks, strict=False):
+            part = frame[["step", value]].dropna()
+            seaborn.lineplot(
+                part, x="step", y=value, color=PALETTE[colour], ls=dash, lw=1.6, errorbar=None, label=label(value), ax=axes
+            )
+        low, high = frame[values].min().min(), frame[values].max().max()
+        if low > 0 and high / low > 20:
+            axes.set_yscale("log")
+        axes.set(xlabel="step", ylabel="", title=label(stage.name, 30))
+        axes.legend()
+        caption = f"{count(stage.parameters, 'parameter')}, {count(stage.steps, 'step')} in {duration(stage.wall_s)}."
+        return Picture(clean(stage.name, 60), inline(fig, f"stage{index}", f"Training of {stage.name}. {caption}"), caption)
+
+
+def forest(runs: Sequence[RunResult]) -> Picture | None:
+    """The primary endpoint of several runs, one line each and never an average."""
+    rows = [(run, run.endpoint) for run in runs if is_number(run.endpoint.gain)]
+    metrics = {endpoint.metric for _, endpoint in rows}
+    if len(rows) < 2 or len(metrics) > 1:
+        return None
+    name = next(iter(metrics))
+    unit = next((m.unit for m in rows[0][0].metrics if name.split("|")[0] == m.name), "")
+    k = 100.0 if unit == "%" else 1.0
+    with style():
+        fig = figure(620, 70 + 28 * len(rows))
+        axes = fig.subplots()
+        axes.axvline(0, color=PALETTE["muted"], lw=1)
+        for y, (_, endpoint) in enumerate(rows):
+            if endpoint.ci is not None:
+                axes.plot([k * bound for bound in endpoint.ci], [y, y], color=PALETTE["claim"], lw=1.6)
+            axes.plot([k * (endpoint.gain or 0.0)], [y], "o", color=PALETTE["claim"], ms=7)
+        axes.set_yticks(range(len(rows)), [label(run.name, 28) for run, _ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel(f"{label(name)} gain over the best floor" + (" (points)" if unit == "%" else ""))
+        text = "; ".join(f"{r.name}: {plain(e.gain or 0.0, unit)} [{interval(e.ci, unit) if e.ci else 'no interval'}]" for r, e in rows)
+        caption = "Gain of EEG over the best floor with its 95 % interval, one line per run; right of zero is better."
+        return Picture("Runs", inline(fig, "forest", f"{caption} {text}"), caption)

@@ -1,0 +1,252 @@
+"""The listening room: which examples are heard, their sounds, spectrograms and transcripts."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from eeg2speech.errors import UserError
+from eval.results import RunResult
+from reports.formatting import clean, plain
+from reports.tables import ROLES, Column, claim_of, columns
+
+SIDE_BY_SIDE = ("reference", "reconstruction", "oracle", "eeg", "regression", "shuffled")
+"""Rows heard beside each other, where the run has them; the claim is always among them."""
+
+AUDIO_BUDGET_BYTES = 6_500_000
+"""Sound that a page may embed, before base64 adds a third: keeps the page under 10 MB."""
+
+DYNAMIC_RANGE = 7.0
+"""Natural-log units below the loudest cell of an example at which a spectrogram is white: 61 dB."""
+
+
+@dataclass(frozen=True)
+class Diff:
+    """A stretch of a word alignment: `kind` is equal, insert, delete or substitute."""
+
+    kind: str
+    reference: str
+    hypothesis: str
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One system's rendering of an example."""
+
+    system: str
+    role: str
+    score: str
+    diff: tuple[Diff, ...]
+    hypothesis: str | None
+    duration_s: float = 0.0
+    audio: str = ""
+    spectrogram: str = ""
+    reason: str = ""
+    """Why there is nothing to hear, where `audio` is empty."""
+
+
+@dataclass(frozen=True)
+class Example:
+    rank: str
+    """best, median, worst or random."""
+    subject: str
+    stimulus_id: str
+    reference: str | None
+    clips: tuple[Clip, ...]
+
+
+@dataclass(frozen=True)
+class Room:
+    rule: str
+    examples: tuple[Example, ...]
+    reason: str = ""
+    """Why the room is empty."""
+
+
+def build_room(folder: Path, run: RunResult, examples: pd.DataFrame) -> Room:
+    """Picks the examples and reads their sounds from the run folder."""
+    if examples.empty or "wav" not in examples or examples["wav"].isna().all():
+        return Room("", (), f"not run: {_silence_reason(run)}")
+    claim = claim_of(run)
+    chosen, rule = choose(run, examples[examples.system == claim])
+    budget = [AUDIO_BUDGET_BYTES]
+    room = [_example(folder, run, examples, rank, row, budget) for rank, row in chosen]
+    return Room(rule, tuple(room), "" if room else f"not run: the run has no examples of {clean(claim, 40)}")
+
+
+def _silence_reason(run: RunResult) -> str:
+    """The reason the run itself gives for scoring no sound, or the plain fact that none was stored."""
+    reasons = [r.reason for r in run.results if r.reason and "audio" in r.reason]
+    return clean(reasons[0], 300) if reasons else "the run stored no sounds"
+
+
+def choose(run: RunResult, claim: pd.DataFrame) -> tuple[list[tuple[str, pd.Series]], str]:
+    """Best, median and worst by the claim's score, and one more drawn by hash; and the rule in words.
+
+    `claim` holds the claim's rows. The score is per-example WER, else the first per-example metric.
+    """
+    order = ["stimulus_id", "subject", "sampling_seed"]
+    column, score = _score(run, claim)
+    table = claim.assign(_score=score).dropna(subset="_score").sort_values(["_score", *order], kind="stable")
+    if table.empty:
+        table = claim.assign(_score=0.0).sort_values(order, kind="stable")
+    elif column is not None and column.info.higher_is_better:
+        table = table.sort_values(["_score", *order], ascending=[False, True, True, True], kind="stable")
+    places = {"best": 0, "median": len(table) // 2, "worst": len(table) - 1}
+    found: dict[int, str] = {}
+    for rank, place in places.items():
+        found.setdefault(place, rank)
+    rest = [i for i in range(len(table)) if i not in found]
+    if rest:
+        found[min(rest, key=lambda i: _draw(run.sampling_seed, table.iloc[i]))] = "random"
+    ranked = sorted(found.items(), key=lambda item: ("best", "median", "worst", "random").index(item[1]))
+    by = column.info.label if column is not None else "stimulus order (no per-example score was run)"
+    rule = (
+        f"Best, median and worst of the {len(table):,} examples of “{clean(claim_of(run), 40)}” by per-example {clean(by, 60)}, "
+        "ties in stimulus order; random is the example with the smallest SHA-256 of sampling seed, listener and "
+        "stimulus among the others. Nobody chose these by ear."
+    )
+    return [(rank, table.iloc[place]) for place, rank in ranked], rule
+
+
+def _score(run: RunResult, frame: pd.DataFrame) -> tuple[Column | None, pd.Series]:
+    known = [c for c in columns(run) if c.info.per_example and {c.key, f"{c.key}_n"} <= set(frame.columns)]
+    known.sort(key=lambda c: c.info.name != "wer")
+    for column in known:
+        score = ratio(frame, column.key)
+        if score.notna().any():
+            return column, score
+    return None, pd.Series(np.nan, index=frame.index)
+
+
+def ratio(frame: pd.DataFrame, metric: str) -> pd.Series:
+    """Per-example value of a metric: numerator over denominator, NaN where it was not run."""
+    top = pd.to_numeric(frame[metric], errors="coerce")
+    bottom = pd.to_numeric(frame[f"{metric}_n"], errors="coerce")
+    return top / bottom.where(bottom != 0)
+
+
+def _draw(seed: int, row: pd.Series) -> str:
+    return hashlib.sha256(f"{seed}|{row.subject}|{row.stimulus_id}".encode("utf-8", "replace")).hexdigest()
+
+
+def _example(
+    folder: Path, run: RunResult, examples: pd.DataFrame, rank: str, row: pd.Series, budget: list[int]
+) -> Example:
+    same = examples[(examples.study == row.study) & (examples.stimulus_id == row.stimulus_id)]
+    same = same[same.subject.isin([row.subject, ""]) | same.subject.isna()]
+    role = {system.name: system.role for system in run.systems}
+    wanted = [*SIDE_BY_SIDE, claim_of(run)]
+    names = sorted({n for n in wanted if n in set(same.system)}, key=wanted.index)
+    picked = []
+    for name in names:
+        rows = same[same.system == name]
+        seeded = rows[rows.sampling_seed == row.sampling_seed]
+        picked.append((seeded if len(seeded) else rows).iloc[0])
+    sounds = [_sound(folder, r.get("wav"), budget) for r in picked]
+    loud = [mel for _, mel, _ in sounds if mel is not None]
+    top = max((float(mel.max()) for mel in loud), default=0.0)
+    clips = []
+    for name, r, (waveform, mel, reason) in zip(names, picked, sounds, strict=True):
+        reference, hypothesis = _text(r.get("reference")), _text(r.get("hypothesis"))
+        diff = align(reference, hypothesis) if reference is not None and hypothesis is not None else ()
+        clip = {"system": clean(name, 60), "role": role.get(name, ""), "score": _score_text(run, r), "diff": diff}
+        if waveform is not None and mel is not None:
+            clip |= {"audio": _wav_uri(waveform), "spectrogram": _png_uri(mel, top), "duration_s": len(waveform) / 16_000}
+        clips.append(Clip(**clip, hypothesis=hypothesis, reason=reason))
+    clips.sort(key=lambda c: list(ROLES).index(c.role) if c.role in ROLES else len(ROLES))
+    return Example(rank, clean(row.subject, 60), clean(row.stimulus_id, 120), _text(row.get("reference")), tuple(clips))
+
+
+def _text(value: Any) -> str | None:
+    return clean(value, 600) if isinstance(value, str) else None
+
+
+def _score_text(run: RunResult, row: pd.Series) -> str:
+    column, score = _score(run, pd.DataFrame([row]))
+    return "" if column is None else f"{clean(column.info.label, 40)} {plain(float(score.iloc[0]), column.info.unit)}" + (
+        f" {column.info.unit}" if column.info.unit else ""
+    )
+
+
+def _sound(folder: Path, wav: Any, budget: list[int]) -> tuple[np.ndarray | None, np.ndarray | None, str]:
+    """(waveform, log-mel (T, 64), reason); the first two are None where there is nothing to hear."""
+    if not isinstance(wav, str) or not wav:
+        return None, None, "no sound was stored"
+    path = (folder / wav).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        return None, None, f"{clean(wav, 120)} lies outside the run folder and was not read"
+    import torch
+
+    from eeg2speech import audio
+
+    try:
+        waveform = audio.load(path)
+    except UserError:
+        return None, None, f"{clean(wav, 120)} is missing or cannot be read"
+    if len(waveform) < audio.N_FFT:
+        return None, None, f"{clean(wav, 120)} is shorter than {1000 * audio.N_FFT / audio.SAMPLE_RATE:.0f} ms"
+    if (budget[0] - 2 * len(waveform)) < 0:
+        return None, None, f"left out to keep the page small; the sound is {clean(wav, 120)} in the run folder"
+    budget[0] -= 2 * len(waveform)
+    mel = audio.log_mel(torch.from_numpy(waveform)[None])[0, 0].numpy()
+    return waveform, mel, ""
+
+
+def _wav_uri(waveform: np.ndarray) -> str:
+    """(N,) at 16 kHz as a data URI of 16-bit PCM."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(waveform, -1, 1), 16_000, subtype="PCM_16", format="WAV")
+    return "data:audio/wav;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _png_uri(mel: np.ndarray, top: float) -> str:
+    """(T, 64) log-mel as a grey image, low bands at the bottom, black at `top`."""
+    from PIL import Image
+
+    dark = np.clip((mel - top) / DYNAMIC_RANGE + 1.0, 0.0, 1.0)
+    pixels = (255 * (1.0 - dark**1.2)).round().astype(np.uint8).T[::-1]
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _words(text: str) -> list[tuple[str, str]]:
+    """(as written, as compared): lower case, no punctuation."""
+    pairs = [(word, re.sub(r"[^\w']+", "", word.lower())) for word in text.split()]
+    return [(word, key) for word, key in pairs if key]
+
+
+def align(reference: str, hypothesis: str) -> tuple[Diff, ...]:
+    """The Levenshtein alignment of two transcripts by jiwer, word by word, case and punctuation apart."""
+    import jiwer
+
+    said, heard = _words(reference), _words(hypothesis)
+    if not said or not heard:
+        kind = "insert" if heard else "delete"
+        pieces = [Diff(kind, _join(said), _join(heard))]
+        return tuple(piece for piece in pieces if piece.reference or piece.hypothesis)
+    aligned = jiwer.process_words(" ".join(key for _, key in said), " ".join(key for _, key in heard)).alignments[0]
+    return tuple(
+        Diff(
+            chunk.type,
+            _join(said[chunk.ref_start_idx : chunk.ref_end_idx]),
+            _join(heard[chunk.hyp_start_idx : chunk.hyp_end_idx]),
+        )
+        for chunk in aligned
+    )
+
+
+def _join(words: Sequence[tuple[str, str]]) -> str:
+    return " ".join(word for word, _ in words)

@@ -1,0 +1,125 @@
+"""Where the numbers come from, and a reproducibility checklist that is computed and never ticked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from eval.results import RunResult
+from reports.formatting import clean, count, flatten, is_number
+from reports.verify import Check
+
+HASH = re.compile(r"\b[0-9a-f]{12,64}\b")
+
+
+@dataclass(frozen=True)
+class Item:
+    claim: str
+    passed: bool
+    detail: str
+
+
+def checklist(run: RunResult, checks: list[Check]) -> list[Item]:
+    """Each item with the facts it was decided on."""
+    tests: tuple[Callable[[RunResult, list[Check]], Item], ...] = (
+        _audit, _endpoint, _controls, _seeds, _values, _intervals, _corrected, _signatures, _recomputed, _code,
+        _versions, _hashes,
+    )  # fmt: skip
+    return [test(run, checks) for test in tests]
+
+
+def _audit(run: RunResult, _: list[Check]) -> Item:
+    failed = [clean(f.check, 60) for f in run.audit if not f.passed]
+    detail = f"{len(run.audit) - len(failed)} of {count(len(run.audit), 'check')} passed"
+    return Item("The split was audited and nothing leaks", bool(run.audit) and not failed, "; ".join([detail, *failed]))
+
+
+def _endpoint(run: RunResult, _: list[Check]) -> Item:
+    end = run.endpoint
+    text = f"{clean(end.metric, 60)}; {'computed' if is_number(end.gain) else clean(end.reason or 'not computed', 200)}"
+    return Item("The primary endpoint was computed", is_number(end.gain), text)
+
+
+def _controls(run: RunResult, _: list[Check]) -> Item:
+    roles = {role: [clean(s.name, 40) for s in run.systems if s.role == role] for role in ("floor", "ceiling")}
+    detail = "; ".join(f"{role}s: {', '.join(names) or 'none'}" for role, names in roles.items())
+    return Item("The claim stands between floors and a ceiling", all(roles.values()), detail)
+
+
+def _seeds(run: RunResult, _: list[Check]) -> Item:
+    n = len(set(run.training_seeds))
+    return Item("At least three training seeds", n >= 3, count(n, "training seed"))
+
+
+def _values(run: RunResult, _: list[Check]) -> Item:
+    missing = [r for r in run.results if not is_number(r.value)]
+    silent = [r for r in missing if not r.reason]
+    detail = f"{len(missing)} not run, {len(silent)} of them without a reason"
+    return Item("Every missing number has a reason", not silent, detail)
+
+
+def _intervals(run: RunResult, _: list[Check]) -> Item:
+    values = [r for r in run.results if r.subject is None and is_number(r.value)]
+    bare = [f"{r.system}/{r.metric}" for r in values if r.ci is None or not all(map(is_number, r.ci))]
+    detail = f"{len(values) - len(bare)} of {len(values)}" + (f"; without: {clean(', '.join(bare), 300)}" if bare else "")
+    return Item("Every number has a 95 % interval", bool(values) and not bare, detail)
+
+
+def _corrected(run: RunResult, _: list[Check]) -> Item:
+    tested = [c for c in run.comparisons if c.role == "floor" and c.p is not None]
+    raw = [c for c in tested if c.p_holm is None]
+    return Item(
+        "Tests against the floors are corrected for their number",
+        bool(tested) and not raw,
+        f"{len(tested) - len(raw)} of {count(len(tested), 'test')} Holm-adjusted",
+    )
+
+
+def _signatures(run: RunResult, _: list[Check]) -> Item:
+    values = [r for r in run.results if is_number(r.value)]
+    signed = sum(bool(r.signature) for r in values)
+    return Item("Every number carries its signature", bool(values) and signed == len(values), f"{signed} of {len(values)}")
+
+
+def _recomputed(_: RunResult, checks: list[Check]) -> Item:
+    checked = [c for c in checks if c.outcome != "unchecked"]
+    wrong = [c.cell for c in checked if c.outcome == "mismatch"]
+    detail = f"{len(checked) - len(wrong)} of {len(checked)} match" + (f"; not: {', '.join(wrong[:5])}" if wrong else "")
+    return Item("The per-example table gives the same numbers again", bool(checked) and not wrong, detail)
+
+
+def _code(run: RunResult, _: list[Check]) -> Item:
+    git = run.environment.get("git")
+    sha = git.get("sha") if isinstance(git, dict) else None
+    if not isinstance(git, dict) or not isinstance(sha, str) or not sha:
+        return Item("The code is a commit without local changes", False, "no commit is recorded")
+    dirty = git.get("dirty")
+    detail = f"{clean(sha, 40)}, " + {False: "no local changes", True: "with local changes"}.get(dirty, "changes unknown")
+    return Item("The code is a commit without local changes", dirty is False, detail)
+
+
+def _versions(run: RunResult, _: list[Check]) -> Item:
+    keys = {key for key, text in flatten(run.environment) if text != "not set"}
+    packages = sum(key.startswith("packages.") for key in keys)
+    known = packages > 0 and any(key.split(".")[0] in ("cpu", "gpu", "hardware") for key in keys)
+    return Item("Package versions and hardware are recorded", known, count(packages, "package"))
+
+
+def _hashes(run: RunResult, _: list[Check]) -> Item:
+    found = [key for key, text in flatten(run.provenance) if HASH.search(text)]
+    return Item("Data and weights are named by their hash", bool(found), count(len(found), "hash").replace("hashs", "hashes"))
+
+
+def config_changes(run: RunResult) -> list[tuple[str, str, str]]:
+    """(key, default, here) where the run tells its default configuration, as `provenance["default_config"]`."""
+    default = run.provenance.get("default_config")
+    return differences(default, run.config) if isinstance(default, dict) else []
+
+
+def differences(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The dotted keys at which two configurations differ, with both values."""
+    a, b = dict(flatten(first)), dict(flatten(second))
+    keys = [*a, *(key for key in b if key not in a)]
+    return [(key, a.get(key, "absent"), b.get(key, "absent")) for key in keys if a.get(key) != b.get(key)]
