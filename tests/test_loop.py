@@ -289,6 +289,17 @@ def test_validation_weights_batches_by_their_windows() -> None:
     assert values == pytest.approx({"loss": error.square().mean().item(), "bias": error.mean().item()}, abs=1e-6)
 
 
+def test_a_term_that_is_undefined_is_left_out_of_the_log(tmp_path: Path) -> None:
+    class Undefined(Regression):
+        def loss(self, batch: Batch) -> dict[str, Tensor]:
+            return super().loss(batch) | {"correlation": torch.tensor(math.nan)}
+
+    train(Undefined(nn.Linear(4, 1)), batch_at, list, config(validate_every=99), tmp_path, "d", 0, progress=False)
+    (row,) = read_metrics(tmp_path)
+    assert "train/loss" in row
+    assert "train/correlation" not in row
+
+
 def test_frozen_parts_stay_as_they_are(tmp_path: Path) -> None:
     teacher, network = nn.BatchNorm1d(4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
     network[0].requires_grad_(False)

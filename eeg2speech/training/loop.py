@@ -65,7 +65,7 @@ class Stage(ABC):
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalars of one batch: `loss` is minimised, every other is logged only.
+        """Scalars of one batch: `loss` is minimised, every other is logged only, where it is finite.
 
         Called in train mode, under the configured autocast, with torch's generators seeded by
         (seed, stage, micro-batch, process): all randomness must come from them.
@@ -81,7 +81,7 @@ class Stage(ABC):
         count = 0
         for batch in batches:
             for name, value in self.loss(batch).items():
-                sums[name] = sums.get(name, 0.0) + float(value) * len(batch)
+                sums[name] = sums.get(name, 0.0) + float(value.detach()) * len(batch)
             count += len(batch)
         return {name: value / count for name, value in sums.items()}
 
@@ -241,7 +241,8 @@ class _Loop:
     def training_means(self) -> dict[str, float]:
         self._check_finite()
         means = self.accelerator.reduce(torch.stack(list(self.sums.values())), "mean") / self.summed
-        values = dict(zip([f"train/{name}" for name in self.sums], means.tolist(), strict=True))
+        values = {f"train/{name}": mean for name, mean in zip(self.sums, means.tolist(), strict=True)}
+        values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
         self.sums, self.summed = {}, 0
         return values | {"learning_rate": self.optimizer.param_groups[0]["lr"], "wall_s": self.wall_s}
 
