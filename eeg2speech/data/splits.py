@@ -186,9 +186,10 @@ def _finding(check: str, count: int, example: str, clean: str) -> Finding:
 
 def _stimulus_identity(heard: pd.DataFrame, margin_s: float) -> Finding:
     stop = heard["offset_s"] + heard["duration_s"]
-    named = heard.assign(audio="audio " + heard["audio"].str[:8])
+    named = heard.assign(audio="audio " + heard["audio"].str[:16])
     count, example = _clash(named, "audio", stop, "offset_s", margin_s)
-    clean = f"no audio is in two splits; in one sound they are at least {margin_s:.2f} s apart"
+    apart = f"; splits of one sound are at least {margin_s:.2f} s apart" if margin_s else ""
+    clean = f"no stretch of audio is in two splits{apart}"
     return _finding("shared stimulus identity", count, example, clean)
 
 
@@ -215,6 +216,7 @@ def _shared_text(heard: pd.DataFrame, isolated: bool) -> Finding:
 
 
 def _time_overlap(heard: pd.DataFrame, length_s: float, edge_s: float) -> Finding:
+    """The EEG slices, without their baselines: of these only the mean is taken."""
     count, example = _clash(heard, "recording", heard["onset_s"] + length_s, "onset_s", 2 * edge_s)
     clean = (
         f"EEG of different splits, with {edge_s:.3f} s of filter edge to either side, is disjoint in every recording"
