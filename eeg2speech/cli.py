@@ -38,7 +38,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="override one value of the config, as in --set data.study.snr_db=0; may be repeated",
+        help="override one value of the config, as in --set study.snr_db=0; may be repeated",
     )
     parser.add_argument("--name", help="name of the run; default: the config's file name")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders live (default: %(default)s)")

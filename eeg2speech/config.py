@@ -1,0 +1,199 @@
+"""The experiment: one frozen tree of values, read from YAML, from which everything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from eeg2speech.data.base import SpeechStudy
+from eeg2speech.data.folder import FolderStudy, FolderStudyConfig
+from eeg2speech.data.matrix import MatrixStudy, MatrixStudyConfig
+from eeg2speech.data.preprocessing import PreprocessingConfig
+from eeg2speech.data.splits import SplitConfig
+from eeg2speech.data.windows import WindowConfig
+from eeg2speech.errors import UserError
+from eeg2speech.models.audio_encoder import DeepMelConfig
+from eeg2speech.models.autoencoder import AutoencoderConfig
+from eeg2speech.models.denoiser import DenoiserConfig
+from eeg2speech.models.eeg_encoder import ClipConvConfig, LinearEncoderConfig
+from eeg2speech.models.vocoder import GriffinLimConfig, HifiGanConfig
+from eeg2speech.runs import run_name
+from eeg2speech.schema import Config
+from eeg2speech.training.loop import StageConfig
+
+# A new part is one file, one line here, and one value in a YAML.
+STUDIES: dict[str, type[SpeechStudy]] = {"matrix": MatrixStudy, "folder": FolderStudy}
+StudyConfig = Annotated[MatrixStudyConfig | FolderStudyConfig, Field(discriminator="name")]
+EEGEncoderConfig = Annotated[ClipConvConfig | LinearEncoderConfig, Field(discriminator="name")]
+AudioEncoderConfig = DeepMelConfig
+VocoderConfig = Annotated[GriffinLimConfig | HifiGanConfig, Field(discriminator="name")]
+
+
+class EmbeddingConfig(Config):
+    """The space in which EEG and audio meet, and which conditions the diffusion model."""
+
+    dim: int = Field(default=512, gt=0, description="D")
+    rate_hz: float = Field(default=50.0, gt=0, description="frames per second of window: T' = length_s * rate_hz")
+
+
+class NoiseScheduleConfig(Config):
+    """The forward diffusion; the values are AudioLDM's, v-prediction after Salimans & Ho (ICLR 2022)."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0015
+    beta_end: float = 0.0195
+    beta_schedule: Literal["linear", "scaled_linear"] = "scaled_linear"
+    prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
+    zero_terminal_snr: bool = Field(default=True, description="the last step is pure noise (Lin et al., WACV 2024)")
+
+
+class ModelConfig(Config):
+    """The architecture of every module."""
+
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    eeg_encoder: EEGEncoderConfig = ClipConvConfig()
+    audio_encoder: AudioEncoderConfig = DeepMelConfig()
+    regressor: EEGEncoderConfig | None = Field(default=None, description="the rival; null: as eeg_encoder")
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    denoiser: DenoiserConfig = DenoiserConfig()
+    schedule: NoiseScheduleConfig = NoiseScheduleConfig()
+    vocoder: VocoderConfig = GriffinLimConfig()
+
+
+class AutoencoderTraining(StageConfig):
+    kl_weight: float = Field(default=1e-4, ge=0)
+    crop_frames: int = Field(default=96, gt=0, description="length of the random crops; a multiple of the downsampling")
+
+
+class DiffusionTraining(StageConfig):
+    audio_share: float = Field(default=0.25, ge=0, le=1, description="examples conditioned on the audio embedding")
+    null_share: float = Field(default=0.1, ge=0, le=1, description="examples conditioned on the learned null")
+    min_snr_gamma: float | None = Field(default=5.0, gt=0, description="null: every timestep weighs one")
+    contrastive_weight: float | None = Field(default=None, ge=0, description="null: encoders frozen; else trained jointly")
+
+
+class TrainingConfig(Config):
+    """The stages, in the order in which they run. A study without audio has only the contrastive one."""
+
+    autoencoder: AutoencoderTraining | None = None
+    contrastive: StageConfig
+    regression: StageConfig | None = None
+    diffusion: DiffusionTraining | None = None
+
+
+class SamplingConfig(Config):
+    """How the pipeline turns noise into a latent."""
+
+    scheduler: Literal["dpmsolver++", "ddim"] = "dpmsolver++"
+    num_inference_steps: int = Field(default=10, ge=1)
+    guidance_scale: float = Field(default=1.0, ge=0, description="1: no guidance; above: away from the null condition")
+    seed: int = Field(default=0, description="the sampling seed; an example's noise comes from it and its stimulus alone")
+    batch_size: int = Field(default=16, ge=1)
+
+
+class TranscriptionConfig(Config):
+    """Which Whisper listens, and how it searches."""
+
+    checkpoint: Path | None = Field(default=None, description="an openai-whisper .pt; null: tiny.en from its package")
+    beam_size: int | None = Field(default=None, ge=1, description="null: greedy")
+    tokens_per_s: float = Field(default=8.0, gt=0, description="cap of the transcript; fast speech has about 7")
+    audio_context_s: float = Field(default=30.0, gt=0, le=30, description="silence-padded length the encoder sees")
+    batch_size: int = Field(default=16, ge=1)
+
+
+class EvaluationConfig(Config):
+    """What is scored, and which number the run stands or falls by: fixed before the run."""
+
+    systems: tuple[str, ...] = Field(
+        default=(
+            "reference",
+            "reconstruction",
+            "oracle",
+            "eeg",
+            "regression",
+            "retrieved",
+            "shuffled",
+            "noise",
+            "mean",
+            "unconditional",
+        ),
+        description="names in eval.systems",
+    )
+    metrics: tuple[str, ...] | None = Field(default=None, description="names in eval.metrics; null: every default one")
+    primary: str = Field(default="wer", description="the metric of the primary endpoint")
+    max_stimuli: int | None = Field(default=48, ge=2, description="unique test stimuli, drawn by `seed`; null: all")
+    seed: int = Field(default=0, description="of the subset, the shuffling, the surrogates and the bootstrap")
+    n_resamples: int = Field(default=10_000, ge=100)
+    transcription: TranscriptionConfig = TranscriptionConfig()
+
+
+class ExperimentConfig(Config):
+    """Everything a run depends on."""
+
+    name: str = Field(default="", description="set by `load`: names the run folder")
+    seed: int = Field(default=0, description="the training seed: initial weights, batches, noise")
+    study: StudyConfig
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
+    windows: WindowConfig = WindowConfig()
+    splits: SplitConfig = SplitConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def load(path: Path, overrides: Sequence[str] = (), name: str | None = None) -> ExperimentConfig:
+    """Reads a YAML, applies `key.key=value` overrides (values are YAML too), validates, and names the run.
+
+    Raises UserError naming the file and every field that is unknown, missing or of the wrong kind.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): name a file of configs/") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold keys and values, such as `study: {{name: matrix}}`")
+    for override in overrides:
+        _override(values, override)
+    try:
+        config = ExperimentConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_sentence(error)}") from error
+    resolved = config.model_dump(mode="json", exclude={"name"})
+    return config.model_copy(update={"name": run_name(Path(path), overrides, name, resolved)})
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: write it as key.key=value, such as study.snr_db=0")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--set {override}: {parent} is a value and has no keys below it")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: {text!r} is not a YAML value") from error
+
+
+def _sentence(error: ValidationError) -> str:
+    """Every fault, by its key as the YAML spells it."""
+    faults = []
+    for fault in error.errors():
+        # pydantic puts the discriminator's value into the path; a YAML has no such level.
+        place = ".".join(str(part) for part in fault["loc"] if part not in STUDIES and part not in _PART_NAMES)
+        said = "is not a known key; check its spelling" if fault["type"] == "extra_forbidden" else fault["msg"]
+        given = "" if fault["type"] in ("extra_forbidden", "missing") else f" (given: {fault['input']!r})"
+        faults.append(f"{place or 'the configuration'}: {said}{given}")
+    return "; ".join(faults)
+
+
+_PART_NAMES = {"clip_conv", "linear", "deep_mel", "griffin_lim", "hifigan"}

@@ -1,0 +1,122 @@
+"""The conditional denoiser: a `diffusers` UNet2DConditionModel and the ways a condition enters it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
+from diffusers.configuration_utils import register_to_config
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eeg2speech.models.layers import resample_frames
+from eeg2speech.schema import Config
+
+Conditioning = Literal["film", "cross_attention", "time_aligned"]
+
+
+class DenoiserConfig(Config):
+    """AudioLDM-S is channels (128, 256, 384, 640), 2 layers a block, attention at the first three levels, film 512."""
+
+    channels: tuple[int, ...] = (128, 256, 384, 640)
+    layers_per_block: int = 2
+    attention: tuple[bool, ...] = Field(default=(True, True, True, False), description="attention at this level; one value a level")
+    head_dim: int = 32
+    norm_groups: int = 32
+    conditioning: tuple[Conditioning, ...] = ("time_aligned",)
+    aligned_channels: int = Field(default=8, description="channels that time-aligned conditioning adds to the input")
+
+    def build(self, *, latent_channels: int, latent_bins: int, cond_dim: int, cond_frames: int) -> Denoiser:
+        return Denoiser(
+            latent_channels=latent_channels,
+            latent_bins=latent_bins,
+            cond_dim=cond_dim,
+            cond_frames=cond_frames,
+            **self.model_dump(),
+        )
+
+
+class Denoiser(ModelMixin, ConfigMixin):
+    """Predicts what the scheduler asks for (eps, v or x0) from a noisy latent and a condition.
+
+    *film*: the condition's mean over time, as a class embedding concatenated to the time embedding
+    (AudioLDM). *cross_attention*: the condition's frames as keys. *time_aligned*: the condition,
+    projected frame by frame onto the latent's time axis and concatenated to its channels.
+    A learned `null_cond` stands for "no condition" in all three.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int,
+        latent_bins: int,
+        cond_dim: int,
+        cond_frames: int,
+        channels: tuple[int, ...] = (128, 256, 384, 640),
+        layers_per_block: int = 2,
+        attention: tuple[bool, ...] = (True, True, True, False),
+        head_dim: int = 32,
+        norm_groups: int = 32,
+        conditioning: tuple[Conditioning, ...] = ("time_aligned",),
+        aligned_channels: int = 8,
+    ) -> None:
+        super().__init__()
+        if len(attention) != len(channels):
+            raise ValueError(f"denoiser.attention has {len(attention)} values for {len(channels)} levels")
+        film, cross = "film" in conditioning, "cross_attention" in conditioning
+        self.aligned = "time_aligned" in conditioning
+        kind = "CrossAttn" if cross or film else "Attn"
+        down = tuple(f"{kind}DownBlock2D" if on else "DownBlock2D" for on in attention)
+        up = tuple(f"{kind}UpBlock2D" if on else "UpBlock2D" for on in reversed(attention))
+        self.unet = UNet2DConditionModel(
+            in_channels=latent_channels + (aligned_channels if self.aligned else 0),
+            out_channels=latent_channels,
+            down_block_types=down,
+            up_block_types=up,
+            mid_block_type="UNetMidBlock2DCrossAttn" if any(attention) and (cross or film) else "UNetMidBlock2D",
+            block_out_channels=channels,
+            layers_per_block=layers_per_block,
+            # diffusers' `attention_head_dim` is the number of heads.
+            attention_head_dim=tuple(max(1, c // head_dim) for c in channels),
+            norm_num_groups=norm_groups,
+            cross_attention_dim=cond_dim if cross else channels,
+            class_embed_type="simple_projection" if film else None,
+            projection_class_embeddings_input_dim=cond_dim if film else None,
+            class_embeddings_concat=film,
+        )
+        self.null_cond = nn.Parameter(torch.zeros(cond_dim, 1))
+        if self.aligned:
+            self.align = nn.Conv1d(cond_dim, aligned_channels * latent_bins, 3, padding=1)
+        self.multiple = 2 ** (len(channels) - 1)
+
+    def drop(self, cond: Tensor, dropped: Tensor) -> Tensor:
+        """(B, D, T') with the rows where `dropped` (B,) is true replaced by the null condition."""
+        return torch.where(dropped.view(-1, 1, 1), self.null_cond, cond)
+
+    def null(self, batch: int) -> Tensor:
+        """(batch, D, T'): the null condition."""
+        return self.null_cond.expand(batch, -1, int(self.config.cond_frames))
+
+    def forward(self, latent: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """(B, L, T, W) noisy latent, (B,) or () timestep, (B, D, T') -> (B, L, T, W).
+
+        T is padded to a multiple of the UNet's downsampling and cropped again.
+        """
+        frames = latent.shape[2]
+        padded = -(-frames // self.multiple) * self.multiple
+        x = latent
+        if self.aligned:
+            hint = self.align(resample_frames(cond, frames))
+            hint = hint.unflatten(1, (-1, latent.shape[3])).transpose(2, 3)
+            x = torch.cat([x, hint.to(x)], dim=1)
+        x = F.pad(x, (0, 0, 0, padded - frames))
+        kinds = self.config.conditioning
+        out = self.unet(
+            x,
+            t,
+            encoder_hidden_states=cond.transpose(1, 2) if "cross_attention" in kinds else None,
+            class_labels=cond.mean(dim=2) if "film" in kinds else None,
+        ).sample
+        return out[:, :, :frames]

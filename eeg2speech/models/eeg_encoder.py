@@ -1,0 +1,91 @@
+"""EEG encoders: (B, C, T) of any sensor layout -> an embedding (B, D, T')."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from eeg2speech.models.layers import DilatedConvs, SpatialAttention, SubjectLayer, resample_frames
+from eeg2speech.schema import Config
+
+
+class ClipConvConfig(Config):
+    """brainmagick's `clip_conv`; its published size is the default, smaller ones are for small machines."""
+
+    name: Literal["clip_conv"] = "clip_conv"
+    virtual_channels: int = 270
+    fourier_size: int = 2048
+    dropout_radius: float = 0.2
+    channels: int = 320
+    depth: int = 10
+    dropout: float = 0.0
+
+    def build(self, *, n_subjects: int, dim: int, n_frames: int, n_channels: int) -> ClipConv:
+        """`n_channels` is not needed: attention over positions takes any layout."""
+        del n_channels
+        return ClipConv(n_subjects=n_subjects, dim=dim, n_frames=n_frames, **self.model_dump(exclude={"name"}))
+
+
+class ClipConv(ModelMixin, ConfigMixin):
+    """Spatial attention, 1x1 convolution, a matrix per subject, dilated convolutions, two 1x1 out.
+
+    Défossez et al. (Nat. Mach. Intell. 2023), section "Brain module"; written from the paper.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        n_subjects: int,
+        dim: int,
+        n_frames: int,
+        virtual_channels: int = 270,
+        fourier_size: int = 2048,
+        dropout_radius: float = 0.2,
+        channels: int = 320,
+        depth: int = 10,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.n_frames = n_frames
+        self.attention = SpatialAttention(virtual_channels, fourier_size, dropout_radius)
+        self.initial = nn.Conv1d(virtual_channels, virtual_channels, 1)
+        self.subject = SubjectLayer(virtual_channels, n_subjects)
+        self.convs = DilatedConvs(virtual_channels, channels, depth, dropout=dropout)
+        self.head = nn.Sequential(nn.Conv1d(channels, 2 * channels, 1), nn.GELU(), nn.Conv1d(2 * channels, dim, 1))
+
+    def forward(self, eeg: Tensor, positions: Tensor, subject: Tensor) -> Tensor:
+        """(B, C, T), (B, C, 2), (B,) -> (B, dim, n_frames)."""
+        x = self.subject(self.initial(self.attention(eeg, positions)), subject)
+        return resample_frames(self.head(self.convs(x)), self.n_frames)
+
+
+class LinearEncoderConfig(Config):
+    """A linear map from lagged EEG: the backward temporal response function, trained by gradient."""
+
+    name: Literal["linear"] = "linear"
+    lags: int = 61
+
+    def build(self, *, n_subjects: int, dim: int, n_frames: int, n_channels: int) -> LinearEncoder:
+        return LinearEncoder(n_subjects=n_subjects, dim=dim, n_frames=n_frames, n_channels=n_channels, lags=self.lags)
+
+
+class LinearEncoder(ModelMixin, ConfigMixin):
+    """One convolution over time and channels per listener: no hidden layer, no nonlinearity.
+
+    The decoder of the TRF literature (Crosse et al., Front. Hum. Neurosci. 2016). `lags` samples are
+    centred on the output's time, so the channel order must be the training study's.
+    """
+
+    @register_to_config
+    def __init__(self, n_subjects: int, dim: int, n_frames: int, n_channels: int, lags: int = 61) -> None:
+        super().__init__()
+        self.n_frames = n_frames
+        self.subject = SubjectLayer(n_channels, n_subjects)
+        self.filters = nn.Conv1d(n_channels, dim, lags, padding=lags // 2)
+
+    def forward(self, eeg: Tensor, positions: Tensor, subject: Tensor) -> Tensor:
+        """(B, C, T), (B, C, 2), (B,) -> (B, dim, n_frames). Positions are not used."""
+        return resample_frames(self.filters(self.subject(eeg, subject)), self.n_frames)

@@ -1,0 +1,110 @@
+"""EEG in, speech out: the trained modules behind one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
+from torch import Tensor, nn
+
+from eeg2speech.models.autoencoder import decode
+from eeg2speech.models.denoiser import Denoiser
+from eeg2speech.models.layers import normalise_embedding
+
+
+class EEG2SpeechPipeline(DiffusionPipeline):
+    """Encodes EEG, samples a latent conditioned on it, decodes to log-mel, and vocodes.
+
+    Load a saved one with this class: `EEG2SpeechPipeline.from_pretrained(folder)`.
+    """
+
+    _optional_components = ["audio_encoder"]
+    model_cpu_offload_seq = "eeg_encoder->denoiser->vae->vocoder"
+
+    def __init__(
+        self,
+        eeg_encoder: nn.Module,
+        denoiser: Denoiser,
+        vae: AutoencoderKL,
+        vocoder: nn.Module,
+        scheduler: SchedulerMixin,
+        audio_encoder: nn.Module | None = None,
+        latent_frames: int = 75,
+        latent_bins: int = 16,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            eeg_encoder=eeg_encoder,
+            denoiser=denoiser,
+            vae=vae,
+            vocoder=vocoder,
+            scheduler=scheduler,
+            audio_encoder=audio_encoder,
+        )
+        self.register_to_config(latent_frames=latent_frames, latent_bins=latent_bins)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        eeg: Tensor | None = None,
+        positions: Tensor | None = None,
+        subject: Tensor | None = None,
+        *,
+        cond: Tensor | None = None,
+        num_inference_steps: int = 10,
+        guidance_scale: float = 1.0,
+        seeds: Sequence[int] | None = None,
+    ) -> Tensor:
+        """EEG (B, C, T), positions (B, C, 2), subject (B,) -> waveforms (B, N) at 16 kHz.
+
+        EEG is scaled, baseline-corrected and clamped as `StudyData.batch` gives it. Instead of EEG,
+        an embedding `cond` (B, D, T') may be given. Example b depends on its own input and
+        `seeds[b]` (b where not given) alone, not on the batch it is in.
+        """
+        if cond is None:
+            if eeg is None or positions is None or subject is None:
+                raise ValueError("give eeg, positions and subject, or cond")
+            cond = self.eeg_encoder(eeg, positions, subject)
+        seeds = list(range(len(cond))) if seeds is None else list(seeds)
+        log_mel = decode(self.vae, self.sample(normalise_embedding(cond), num_inference_steps, guidance_scale, seeds))
+        return self.vocode(log_mel, seeds)
+
+    @torch.no_grad()
+    def unconditional(self, n: int, **sampling: object) -> Tensor:
+        """(n, N) waveforms from the learned null condition."""
+        seeds = list(sampling.pop("seeds"))  # type: ignore[call-overload]
+        latent = self.sample(self.denoiser.null(n), sampling["num_inference_steps"], 1.0, seeds)  # type: ignore[arg-type]
+        return self.vocode(decode(self.vae, latent), seeds)
+
+    def sample(self, cond: Tensor, num_inference_steps: int, guidance_scale: float, seeds: Sequence[int]) -> Tensor:
+        """Normalised condition (B, D, T') -> latent (B, L, T, W).
+
+        Classifier-free guidance (Ho & Salimans 2022): null + scale * (cond - null); scale 1 costs one pass.
+        """
+        latent = self.noise(seeds).to(cond)
+        null = self.denoiser.null(len(cond)) if guidance_scale != 1.0 else None
+        self.scheduler.set_timesteps(num_inference_steps, device=cond.device)
+        latent = latent * self.scheduler.init_noise_sigma
+        for t in self.progress_bar(self.scheduler.timesteps):
+            scaled = self.scheduler.scale_model_input(latent, t)
+            predicted = self.denoiser(scaled, t, cond)
+            if null is not None:
+                free = self.denoiser(scaled, t, null)
+                predicted = free + guidance_scale * (predicted - free)
+            latent = self.scheduler.step(predicted, t, latent).prev_sample
+        return latent
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """(B, L, T, W) standard normal, row b from `seeds[b]` alone, the same on every device."""
+        shape = (int(self.vae.config.latent_channels), self.config.latent_frames, self.config.latent_bins)
+        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    def vocode(self, log_mel: Tensor, seeds: Sequence[int]) -> Tensor:
+        """(B, 1, T, 64) -> (B, N) at 16 kHz within [-1, 1]."""
+        from eeg2speech.models.vocoder import GriffinLimVocoder
+
+        mel = log_mel[:, 0].float()
+        iterative = isinstance(self.vocoder, GriffinLimVocoder)
+        waveform = self.vocoder(mel, seeds) if iterative else self.vocoder(mel)
+        return waveform.clamp(-1.0, 1.0)

@@ -1,0 +1,235 @@
+"""From a configuration to a trained pipeline: every stage that is not done yet, in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import yaml
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+from torch import Tensor, nn
+
+from eeg2speech.config import ExperimentConfig, NoiseScheduleConfig, SamplingConfig
+from eeg2speech.data.loader import StudyData, TrainingSampler
+from eeg2speech.files import digest, write_atomically
+from eeg2speech.models.autoencoder import fit_scale
+from eeg2speech.pipeline import EEG2SpeechPipeline
+from eeg2speech.runs import RunFolder, is_done, step
+from eeg2speech.training.checkpoint import load_weights
+from eeg2speech.training.loop import WEIGHTS, Stage, StageConfig, derived_seed
+from eeg2speech.training.loop import train as train_stage
+from eeg2speech.training.stages import AutoencoderStage, ContrastiveStage, DiffusionStage, RegressionStage
+
+VALIDATION_WINDOWS = 128
+
+
+@dataclass
+class Trained:
+    """What evaluation needs of a run; the generating parts are None where the study has no audio."""
+
+    data: StudyData
+    eeg_encoder: nn.Module
+    audio_encoder: nn.Module
+    regressor: nn.Module | None
+    pipeline: EEG2SpeechPipeline | None
+    depends: str
+    """Hash of all that the weights depend on."""
+
+
+def prepare_data(config: ExperimentConfig, folder: RunFolder) -> StudyData:
+    """The study, cut, scaled and audited; studies and caches are shared by the runs beside this one."""
+    shared = folder.path.parent
+    return StudyData.prepare(
+        config.study.build(),
+        shared / "studies" / config.study.name,
+        config.preprocessing,
+        config.windows,
+        config.splits,
+        shared / "cache",
+        config.study.name,
+    )
+
+
+def train(config: ExperimentConfig, folder: RunFolder) -> Trained:
+    """Trains what is not trained yet, saves the pipeline, and returns everything in eval mode.
+
+    A stage that is done for this configuration is loaded; an interrupted one continues.
+    """
+    with folder.lock():
+        write_atomically(folder.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        data = prepare_data(config, folder)
+        write_atomically(folder.data / "audit.json", (data.folder / "audit.json").read_text(encoding="utf-8"))
+        return _Trainer(config, folder, data).run()
+
+
+class _Trainer:
+    """The stages of one run, and what each depends on."""
+
+    def __init__(self, config: ExperimentConfig, folder: RunFolder, data: StudyData) -> None:
+        self.config, self.folder, self.data = config, folder, data
+        self.rows = data.indices("train")
+        self.valid_rows = _spread(data.indices("valid"), VALIDATION_WINDOWS)
+        # One per stage, filled in order: a later stage depends on the earlier ones it builds on.
+        self.depends: dict[str, str] = {}
+
+    def run(self) -> Trained:
+        training, data = self.config.training, self.data
+        eeg_encoder, audio_encoder = self.contrastive()
+        regressor, pipeline = None, None
+        if data.has_audio:
+            if training.regression is not None:
+                regressor = self.regression(training.regression)
+            if training.autoencoder is not None and training.diffusion is not None:
+                pipeline = self.diffusion(eeg_encoder, audio_encoder, self.autoencoder())
+        modules = [m for m in (eeg_encoder, audio_encoder, regressor) if m is not None]
+        for module in modules:
+            module.eval().requires_grad_(False)
+        return Trained(data, eeg_encoder, audio_encoder, regressor, pipeline, digest(self.depends))
+
+    def train(self, stage: Stage, config: StageConfig, *depends: object) -> None:
+        """Trains a stage unless it is done, and leaves its averaged weights in its modules."""
+        self.depends[stage.name] = digest([self.data.fingerprint, config.model_dump(mode="json"), self.config.seed, *depends])
+        folder = self.folder.stage(stage.name)
+        if is_done(folder, self.depends[stage.name]):
+            load_weights(folder / WEIGHTS, stage.modules)
+            return
+        stimuli = self.data.windows["stimulus"].to_numpy()
+        sampler = TrainingSampler(self.rows, stimuli[self.rows], config.batch_size, derived_seed(self.config.seed, stage.name) % 2**31)
+        size = config.batch_size
+        train_stage(
+            stage,
+            lambda index: self.data.batch(sampler.rows(index)),
+            lambda: (self.data.batch(self.valid_rows[i : i + size]) for i in range(0, len(self.valid_rows), size)),
+            config,
+            folder,
+            self.depends[stage.name],
+            self.config.seed,
+        )
+
+    def seeded(self, name: str) -> None:
+        """Initial weights depend on the training seed and the module's name alone."""
+        torch.manual_seed(derived_seed(self.config.seed, "init", name))
+
+    def contrastive(self) -> tuple[nn.Module, nn.Module]:
+        model, data = self.config.model, self.data
+        n_frames = embedding_frames(self.config)
+        sizes = {"dim": model.embedding.dim, "n_frames": n_frames}
+        self.seeded("eeg_encoder")
+        eeg_encoder = model.eeg_encoder.build(n_subjects=data.n_subjects, n_channels=data.n_channels, **sizes)
+        self.seeded("audio_encoder")
+        audio_encoder = model.audio_encoder.build(n_bands=data.n_bands, **sizes)
+        audio_encoder.fit_scale(_training_features(data))
+        parts = (model.embedding.model_dump(), model.eeg_encoder.model_dump(), model.audio_encoder.model_dump())
+        self.train(ContrastiveStage(eeg_encoder, audio_encoder), self.config.training.contrastive, *parts)
+        return eeg_encoder, audio_encoder
+
+    def regression(self, config: StageConfig) -> nn.Module:
+        model, data = self.config.model, self.data
+        choice = model.regressor or model.eeg_encoder
+        self.seeded("regressor")
+        regressor = choice.build(n_subjects=data.n_subjects, n_channels=data.n_channels, dim=data.n_bands, n_frames=data.n_frames)
+        self.train(RegressionStage(regressor), config, choice.model_dump())
+        return regressor
+
+    def autoencoder(self) -> AutoencoderKL:
+        training, choice = self.config.training.autoencoder, self.config.model.autoencoder
+        assert training is not None
+        self.seeded("autoencoder")
+        autoencoder = choice.build(float(_training_features(self.data).mean()))
+        stage = AutoencoderStage(autoencoder, training.kl_weight, training.crop_frames)
+        self.train(stage, training, choice.model_dump())
+        return autoencoder.eval().requires_grad_(False)
+
+    def diffusion(self, eeg_encoder: nn.Module, audio_encoder: nn.Module, autoencoder: AutoencoderKL) -> EEG2SpeechPipeline:
+        config, training = self.config, self.config.training.diffusion
+        assert training is not None
+        latents = self.latents(autoencoder)
+        self.seeded("denoiser")
+        denoiser = config.model.denoiser.build(
+            latent_channels=config.model.autoencoder.latent_channels,
+            latent_bins=latents.shape[3],
+            cond_dim=config.model.embedding.dim,
+            cond_frames=embedding_frames(config),
+        )
+        stage = DiffusionStage(
+            denoiser,
+            eeg_encoder,
+            audio_encoder,
+            noise_scheduler(config.model.schedule),
+            latents,
+            audio_share=training.audio_share,
+            null_share=training.null_share,
+            min_snr_gamma=training.min_snr_gamma,
+            contrastive_weight=training.contrastive_weight,
+        )
+        parts = (config.model.denoiser.model_dump(), config.model.schedule.model_dump())
+        self.train(stage, training, *parts, self.depends["contrastive"], self.depends["autoencoder"])
+        pipeline = EEG2SpeechPipeline(
+            eeg_encoder=eeg_encoder,
+            denoiser=denoiser,
+            vae=autoencoder,
+            vocoder=config.model.vocoder.build(),
+            scheduler=sampler_of(config.model.schedule, config.sampling),
+            audio_encoder=audio_encoder,
+            latent_frames=latents.shape[2],
+            latent_bins=latents.shape[3],
+        )
+        for module in (denoiser, eeg_encoder, audio_encoder, pipeline.vocoder):
+            module.eval().requires_grad_(False)
+        pipeline.set_progress_bar_config(disable=True)
+        depends = digest([self.depends["diffusion"], config.model.vocoder.model_dump(mode="json"), config.sampling.model_dump()])
+        if not is_done(self.folder.pipeline, depends):
+            with step(self.folder.pipeline, depends):
+                pipeline.save_pretrained(self.folder.pipeline)
+        return pipeline
+
+    @torch.no_grad()
+    def latents(self, autoencoder: AutoencoderKL) -> Tensor:
+        """(n_stimuli, L, T / 4, 16): every stimulus encoded once, scaled by the training split's statistics."""
+        features = self.data.features.features
+        encoded = []
+        for start in range(0, len(features), 32):
+            log_mel = torch.from_numpy(features[start : start + 32]).transpose(1, 2).unsqueeze(1)
+            encoded.append(autoencoder.encode(log_mel).latent_dist.mode())
+        latents = torch.cat(encoded)
+        fit_scale(autoencoder, latents[_training_stimuli(self.data)])
+        mean, std = (torch.tensor(autoencoder.config[k]).view(1, -1, 1, 1) for k in ("latents_mean", "latents_std"))
+        return (latents - mean) / std
+
+
+def embedding_frames(config: ExperimentConfig) -> int:
+    """T' of the embedding."""
+    return round(config.windows.length_s * config.model.embedding.rate_hz)
+
+
+def noise_scheduler(config: NoiseScheduleConfig) -> DDPMScheduler:
+    """The forward process."""
+    return DDPMScheduler(**_schedule(config))
+
+
+def sampler_of(schedule: NoiseScheduleConfig, sampling: SamplingConfig) -> SchedulerMixin:
+    """The reverse process: DDIM (Song et al., ICLR 2021) or DPM-Solver++ of order 2 (Lu et al. 2022)."""
+    values = _schedule(schedule)
+    if sampling.scheduler == "ddim":
+        return DDIMScheduler(**values, clip_sample=False, timestep_spacing="trailing")
+    return DPMSolverMultistepScheduler(**values, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing")
+
+
+def _schedule(config: NoiseScheduleConfig) -> dict[str, object]:
+    values = config.model_dump(exclude={"zero_terminal_snr"})
+    return values | {"rescale_betas_zero_snr": config.zero_terminal_snr}
+
+
+def _training_stimuli(data: StudyData) -> np.ndarray:
+    return np.unique(data.windows["stimulus"].to_numpy()[data.indices("train")])
+
+
+def _training_features(data: StudyData) -> Tensor:
+    """(n, K, F): at most 512 training stimuli, enough for a mean and a deviation."""
+    return torch.from_numpy(np.array(data.features.features[_spread(_training_stimuli(data), 512)]))
+
+
+def _spread(rows: np.ndarray, n: int) -> np.ndarray:
+    """At most n of the rows, evenly spread."""
+    return rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)]

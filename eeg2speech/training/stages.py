@@ -1,0 +1,143 @@
+"""The stages: what each trains, and towards what. All run through `training.loop.train`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from diffusers import AutoencoderKL, SchedulerMixin
+from torch import Tensor, nn
+
+from eeg2speech.batch import Batch
+from eeg2speech.losses import clip_loss, min_snr_weight, similarity
+from eeg2speech.models.denoiser import Denoiser
+from eeg2speech.models.layers import normalise_embedding
+from eeg2speech.training.loop import Stage
+
+
+class AutoencoderStage(Stage):
+    """Log-mel to log-mel through the latent: mean absolute error plus a small Kullback-Leibler term.
+
+    Trained on random crops, since it is convolutional and a crop costs less than a window.
+    """
+
+    def __init__(self, autoencoder: AutoencoderKL, kl_weight: float, crop_frames: int) -> None:
+        super().__init__("autoencoder", {"autoencoder": autoencoder})
+        self.kl_weight, self.crop_frames = kl_weight, crop_frames
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        autoencoder = self.modules["autoencoder"]
+        log_mel = self._crop(batch.log_mel) if autoencoder.training else batch.log_mel
+        posterior = autoencoder.encode(log_mel).latent_dist
+        latent = posterior.sample()
+        error = (autoencoder.decode(latent).sample.float() - log_mel).abs().mean()
+        kl = posterior.kl().float().sum() / latent.numel()
+        return {"loss": error + self.kl_weight * kl, "l1": error, "kl": kl}
+
+    def _crop(self, log_mel: Tensor) -> Tensor:
+        spare = log_mel.shape[2] - self.crop_frames
+        if spare <= 0:
+            return log_mel
+        start = int(torch.randint(spare + 1, ()))
+        return log_mel[:, :, start : start + self.crop_frames]
+
+
+class ContrastiveStage(Stage):
+    """The EEG encoder and the audio encoder, brought together by the contrastive loss."""
+
+    def __init__(self, eeg_encoder: nn.Module, audio_encoder: nn.Module) -> None:
+        super().__init__("contrastive", {"eeg_encoder": eeg_encoder, "audio_encoder": audio_encoder})
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        estimate = self.modules["eeg_encoder"](batch.eeg, batch.positions, batch.subject)
+        candidate = self.modules["audio_encoder"](batch.features)
+        return {"loss": clip_loss(estimate, candidate, batch.stimulus)}
+
+    def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Loss within batches, and top-1 accuracy among all unique validation stimuli."""
+        estimates, candidates, stimuli, losses = [], {}, [], []
+        for batch in batches:
+            estimate = self.modules["eeg_encoder"](batch.eeg, batch.positions, batch.subject)
+            candidate = self.modules["audio_encoder"](batch.features)
+            losses.append(float(clip_loss(estimate, candidate, batch.stimulus)))
+            estimates.append(estimate)
+            stimuli.append(batch.stimulus)
+            candidates.update(zip(batch.stimulus.tolist(), candidate, strict=True))
+        unique = torch.tensor(sorted(candidates))
+        scores = similarity(torch.cat(estimates), torch.stack([candidates[int(s)] for s in unique]))
+        hit = unique[scores.argmax(dim=1).cpu()] == torch.cat(stimuli).cpu()
+        return {"loss": sum(losses) / len(losses), "top1": float(hit.float().mean())}
+
+
+class RegressionStage(Stage):
+    """The rival: EEG straight to log-mel, mean absolute error."""
+
+    def __init__(self, regressor: nn.Module) -> None:
+        super().__init__("regression", {"regressor": regressor})
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        estimate = self.modules["regressor"](batch.eeg, batch.positions, batch.subject)
+        return {"loss": (estimate.float() - batch.features).abs().mean()}
+
+
+class DiffusionStage(Stage):
+    """The denoiser, on cached latents, conditioned on embeddings of EEG or of audio or on nothing.
+
+    Each example's condition is the EEG estimate, with probability `audio_share` the audio embedding
+    instead (so that `oracle` is in distribution), and with probability `null_share` overall the
+    learned null. `contrastive_weight` None freezes the encoders; a number trains them jointly, with
+    the contrastive loss kept at that weight so that the pair stays a pair.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        eeg_encoder: nn.Module,
+        audio_encoder: nn.Module,
+        scheduler: SchedulerMixin,
+        latents: Tensor,
+        *,
+        audio_share: float,
+        null_share: float,
+        min_snr_gamma: float | None,
+        contrastive_weight: float | None,
+    ) -> None:
+        encoders = {"eeg_encoder": eeg_encoder, "audio_encoder": audio_encoder}
+        joint = contrastive_weight is not None
+        super().__init__(
+            "diffusion", {"denoiser": denoiser} | (encoders if joint else {}), frozen={} if joint else encoders
+        )
+        self.eeg_encoder, self.audio_encoder, self.denoiser = eeg_encoder, audio_encoder, denoiser
+        self.scheduler, self.latents = scheduler, latents
+        self.audio_share, self.null_share, self.gamma = audio_share, null_share, min_snr_gamma
+        self.contrastive_weight = contrastive_weight
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        x0 = self.latents[batch.stimulus.cpu()].to(batch.eeg)
+        with torch.set_grad_enabled(self.contrastive_weight is not None and torch.is_grad_enabled()):
+            estimate = self.eeg_encoder(batch.eeg, batch.positions, batch.subject)
+            candidate = self.audio_encoder(batch.features)
+        cond = self._condition(estimate, candidate)
+        eps = torch.randn_like(x0)
+        t = torch.randint(self.scheduler.config.num_train_timesteps, (len(x0),), device=x0.device)
+        predicted = self.denoiser(self.scheduler.add_noise(x0, eps, t), t, cond).float()
+        error = (predicted - self._target(x0, eps, t)).square().mean(dim=(1, 2, 3))
+        weight = min_snr_weight(self.scheduler.alphas_cumprod.to(x0)[t], self.scheduler.config.prediction_type, self.gamma)
+        terms = {"loss": (weight * error).mean(), "error": error.mean()}
+        if self.contrastive_weight is not None:
+            terms["contrastive"] = clip_loss(estimate, candidate, batch.stimulus)
+            terms["loss"] = terms["loss"] + self.contrastive_weight * terms["contrastive"]
+        return terms
+
+    def _condition(self, estimate: Tensor, candidate: Tensor) -> Tensor:
+        n = len(estimate)
+        from_audio = torch.rand(n, device=estimate.device) < self.audio_share
+        dropped = torch.rand(n, device=estimate.device) < self.null_share
+        cond = torch.where(from_audio.view(-1, 1, 1), normalise_embedding(candidate), normalise_embedding(estimate))
+        return self.denoiser.drop(cond, dropped)
+
+    def _target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        kind = self.scheduler.config.prediction_type
+        if kind == "epsilon":
+            return eps
+        return x0 if kind == "sample" else self.scheduler.get_velocity(x0, eps, t)
