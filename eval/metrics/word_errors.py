@@ -124,7 +124,11 @@ class ErrorRate(ASRMetric):
             per_example=True,
             definition=f"Summed {unit} edits between the true text and what {WHISPER} hears, over the {unit}s of the true "
             "text, both through Whisper's English normaliser"
-            + ("; what it hears in silence, in likely no-speech, or repeats on and on counts as nothing." if guarded else "."),
+            + (
+                "; what it hears in silence, in likely no-speech, or repeats on and on counts as nothing."
+                if guarded
+                else "."
+            ),
         )
 
     def describe(self, test: TestSet) -> MetricInfo:
@@ -210,7 +214,7 @@ class HallucinationRate(ASRMetric):
 
     def examples(self, test: TestSet, output: SystemOutput) -> Ratios:
         true = sound(test)[output.stimulus]
-        clips = randomise_phases(true, self.seed) if self.of == "noise" else np.zeros_like(true[:1])
+        clips = randomise_phases(true, output.stimulus, self.seed) if self.of == "noise" else np.zeros_like(true[:1])
         transcripts = self.scorers.transcriber.transcribe(clips)
         words = np.array([bool(normalise(t.text)) for t in transcripts], dtype=np.float64)
         believed = words * np.array([why is None for why in guard(transcripts, clips)], dtype=np.float64)
@@ -218,11 +222,14 @@ class HallucinationRate(ASRMetric):
         return Ratios(np.resize(words, n), np.ones(n), columns={f"{self.info.name}_guarded": np.resize(believed, n)})
 
 
-def randomise_phases(waveform: np.ndarray, seed: int) -> np.ndarray:
-    """(n, N) -> (n, N) float32 with the same power spectra and levels and no speech left; a stream per clip."""
+def randomise_phases(waveform: np.ndarray, stimulus: np.ndarray, seed: int) -> np.ndarray:
+    """(n, N) -> (n, N) float32 with the same power spectra and levels and no speech left.
+
+    The random stream belongs to the stimulus (n,), so the order of the clips does not matter.
+    """
     spectrum = np.fft.rfft(waveform, axis=1)
-    for i, row in enumerate(spectrum):
-        angle = np.random.default_rng([seed, i]).uniform(0, 2 * np.pi, len(row))
+    for row, index in zip(spectrum, stimulus, strict=True):
+        angle = np.random.default_rng([seed, index]).uniform(0, 2 * np.pi, len(row))
         angle[[0, -1]] = 0.0  # the constant and Nyquist terms are real
         row *= np.exp(1j * angle)
     return np.fft.irfft(spectrum, n=waveform.shape[1], axis=1).astype(np.float32)
