@@ -29,6 +29,10 @@ def two_way(n_stimuli: int, n_subjects: int) -> bool:
     return min(n_stimuli, n_subjects) >= MIN_CLUSTERS_TWO_WAY
 
 
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""(..., K) totals -> (...) values."""
+
+
 @dataclass(frozen=True)
 class Clusters:
     """Sums of K columns within each (stimulus, subject) cell."""
@@ -59,23 +63,37 @@ class Clusters:
         """(K,)"""
         return self.sums.sum(axis=(0, 1))
 
-    def resampled(self, n_resamples: int, seed: int) -> np.ndarray:
-        """(n_resamples, K): totals under bootstrap weights.
+    def bootstrap(self, statistic: Statistic, n_resamples: int, seed: int) -> np.ndarray:
+        """(n_resamples,) values of a statistic of the K totals, a ratio or a difference of ratios.
 
-        With two ways the weight of a cell is the product of independent multinomial counts of its
-        stimulus and its subject (the pigeonhole bootstrap: Owen, Ann. Appl. Stat. 2007, 1:386-411).
+        One way: stimuli drawn with replacement. Two ways: the deviations of drawing stimuli and of
+        drawing subjects added, then scaled to the variance of Cameron, Gelbach & Miller (J. Bus. Econ.
+        Stat. 2011, 29:238-249): by stimulus, plus by subject, less by cell, which both of them count.
         """
-        n_stimuli, n_subjects, k = self.sums.shape
-        flat = self.sums.reshape(n_stimuli, -1)
-        by_stimulus = _counts(n_stimuli, n_resamples, seed)
-        by_subject = _counts(n_subjects, n_resamples, seed + 1)
-        drawn = []
-        for rows in _chunks(n_resamples):
-            cells = (by_stimulus[rows].astype(np.float64) @ flat).reshape(-1, n_subjects, k)
-            drawn.append(
-                cells[:, 0] if n_subjects == 1 else np.einsum("ruk,ru->rk", cells, by_subject[rows].astype(np.float64))
-            )
-        return np.concatenate(drawn)
+        by_stimulus = statistic(self._drawn(self.sums.sum(axis=1), n_resamples, seed))
+        if self.sums.shape[1] == 1:
+            return by_stimulus
+        value = statistic(self.total())
+        deviations = (
+            np.stack([by_stimulus, statistic(self._drawn(self.sums.sum(axis=0), n_resamples, seed + 1))]) - value
+        )
+        variances = np.nanvar(deviations, axis=1)
+        wanted = max(variances.sum() - self._variance_by_cell(statistic), variances.max())
+        return value + deviations.sum(axis=0) * np.sqrt(_ratio(wanted, variances.sum()))
+
+    @staticmethod
+    def _drawn(sums: np.ndarray, n_resamples: int, seed: int) -> np.ndarray:
+        """(clusters, K) -> (n_resamples, K): totals with clusters drawn with replacement."""
+        counts = _counts(len(sums), n_resamples, seed)
+        return np.concatenate([counts[rows].astype(np.float64) @ sums for rows in _chunks(n_resamples)])
+
+    def _variance_by_cell(self, statistic: Statistic) -> float:
+        """Of the linearised statistic, cells independent. It does not change when all sums are scaled, so
+        the influences of the cells add to zero."""
+        total = self.total()
+        step = np.diag(1e-6 * np.maximum(np.abs(total), 1e-12))
+        gradient = (statistic(total + step) - statistic(total - step)) / (2 * step.diagonal())
+        return float(((self.sums @ gradient) ** 2).sum())
 
 
 def _chunks(n: int) -> Iterator[slice]:
@@ -131,14 +149,18 @@ def ratio_bootstrap(
     clusters = Clusters.of((num, den), stimulus, subject)
     if clusters.n < 2:
         return None
-    totals = clusters.resampled(n_resamples, seed)
-    return percentile_interval(_ratio(totals[:, 0], totals[:, 1]), clusters.n)
+    samples = clusters.bootstrap(lambda totals: _ratio(totals[..., 0], totals[..., 1]), n_resamples, seed)
+    return percentile_interval(samples, clusters.n)
 
 
 def median_bootstrap(
     values: np.ndarray, stimulus: np.ndarray, subject: np.ndarray, n_resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float] | None:
-    """95 % interval of the median of `values` (n,), drawn as in `ratio_bootstrap`; NaN rows are left out."""
+    """95 % interval of the median of `values` (n,); NaN rows are left out.
+
+    Where subjects are drawn too, a row's weight is the product of the counts of its stimulus and its
+    subject (the pigeonhole bootstrap: Owen, Ann. Appl. Stat. 2007, 1:386-411), which errs on the wide side.
+    """
     kept = np.isfinite(values)
     order = np.argsort(values[kept], kind="stable")
     ordered = np.asarray(values, dtype=np.float64)[kept][order]
@@ -251,7 +273,7 @@ def paired_gain(pairs: Pairs, higher_is_better: bool, n_resamples: int = 10_000,
     clusters = pairs.clusters()
     if clusters.n < 2:
         return None
-    samples = _difference(clusters.resampled(n_resamples, seed), higher_is_better)
+    samples = clusters.bootstrap(lambda totals: _difference(totals, higher_is_better), n_resamples, seed)
     value = float(_difference(clusters.total(), higher_is_better))
     return Gain(value, percentile_interval(samples, clusters.n), float(np.nanstd(samples)), clusters.n)
 

@@ -130,8 +130,8 @@ class FAD(SetMetric):
         unit="",
         higher_is_better=False,
         per_example=False,
-        definition=f"Fréchet distance between Gaussians fitted to embeddings of generated and of true clips ({KILGOUR}), "
-        "within each listener (so that N is the same in every row), averaged over listeners; biased upward at small N.",
+        definition=f"Fréchet distance between Gaussians fitted to embeddings of generated and of true clips "
+        f"({KILGOUR}), within each listener (so that N is the same in every row), averaged over listeners; biased upward at small N.",
     )
 
     def compute(self, test: TestSet, output: SystemOutput) -> Measurement:
@@ -155,8 +155,8 @@ class SplitHalfFAD(SetMetric):
         unit="",
         higher_is_better=False,
         per_example=False,
-        definition=f"Mean FAD between two random halves of the true clips over {SPLITS} splits: no system can be told from "
-        "the truth below it. At half the N its bias is about twice that of the FAD row.",
+        definition=f"Mean FAD between two random halves of the true clips over {SPLITS} splits: no system can be told "
+        "from the truth below it. At half the N its bias is about twice that of the FAD row.",
     )
 
     def reason(self, test: TestSet, output: SystemOutput) -> str | None:
@@ -186,8 +186,8 @@ class FADInfinity(SetMetric):
         unit="",
         higher_is_better=False,
         per_example=False,
-        definition="Intercept of FAD against 1 / n (Chong & Forsyth, CVPR 2020), n stimuli drawn without replacement from "
-        "true and generated clips together, n from N / 2 to N; estimable only where N / 2 exceeds the dimension.",
+        definition="Intercept of FAD against 1 / n (Chong & Forsyth, CVPR 2020), n stimuli drawn without replacement "
+        "from true and generated clips together, n from N / 2 to N; estimable only where N / 2 exceeds the dimension.",
     )
 
     def compute(self, test: TestSet, output: SystemOutput) -> Measurement:

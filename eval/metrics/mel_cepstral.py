@@ -58,8 +58,8 @@ class MelCepstralDistortion(RatioMetric):
             unit="dB",
             higher_is_better=False,
             per_example=True,
-            definition="Mel-cepstral distortion (Kubichek 1993) of 13 cepstra without the level, over the speech frames of the "
-            "true clip"
+            definition="Mel-cepstral distortion (Kubichek 1993) of 13 cepstra without the level, over the speech frames "
+            "of the true clip"
             + (", after dynamic time warping of the clips cut to that stretch." if warped else ", frame by frame."),
         )
 

@@ -60,8 +60,8 @@ class MelCorrelation(RatioMetric):
         unit="",
         higher_is_better=True,
         per_example=True,
-        definition="Pearson's r of the log-mel spectrogram (64 bands, 10 ms) with the true one, within each band over frames "
-        f"within {SPEECH_RANGE_DB:g} dB of the true clip's loudest, mean over bands and clips.",
+        definition="Pearson's r of the log-mel spectrogram (64 bands, 10 ms) with the true one, within each band over "
+        f"frames within {SPEECH_RANGE_DB:g} dB of the true clip's loudest, mean over bands and clips.",
         chance=0.0,
         chance_reason="unrelated sounds do not correlate on average; sounds that start together do, see the floors",
     )

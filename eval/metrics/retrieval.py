@@ -125,8 +125,8 @@ class TopK(RatioMetric):
             unit="%",
             higher_is_better=True,
             per_example=True,
-            definition=f"Share of EEG windows whose true speech ranks in the first {k} of all distinct test stimuli by the "
-            f"inner product with the normalised candidate ({DEFOSSEZ}); ties at their average rank.",
+            definition=f"Share of EEG windows whose true speech ranks in the first {k} of all distinct test stimuli by "
+            f"the inner product with the normalised candidate ({DEFOSSEZ}); ties at their average rank.",
         )
 
     def describe(self, test: TestSet) -> MetricInfo:

@@ -122,8 +122,8 @@ class ErrorRate(ASRMetric):
             unit="%",
             higher_is_better=False,
             per_example=True,
-            definition=f"Summed {unit} edits between the true text and what {WHISPER} hears, over the {unit}s of the true "
-            "text, both through Whisper's English normaliser"
+            definition=f"Summed {unit} edits between the true text and what {WHISPER} hears, over the {unit}s of the "
+            "true text, both through Whisper's English normaliser"
             + (
                 "; what it hears in silence, in likely no-speech, or repeats on and on counts as nothing."
                 if guarded
@@ -160,8 +160,8 @@ class WrongTranscriptRate(ASRMetric):
         unit="%",
         higher_is_better=False,
         per_example=True,
-        definition="WER of the same transcripts against the text of another test stimulus, each used once, drawn by seed: "
-        "what a system scores whose sounds have nothing to do with their stimulus.",
+        definition="WER of the same transcripts against the text of another test stimulus, each used once, drawn by "
+        "seed: what a system scores whose sounds have nothing to do with their stimulus.",
     )
 
     def __init__(self, scorers: Scorers, seed: int = 0) -> None:

@@ -1,0 +1,242 @@
+"""Statistics against closed forms, scipy and brute force."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from eeg2speech.errors import UserError
+from eval.statistics import (
+    Pairs,
+    holm,
+    jackknife_interval,
+    median_bootstrap,
+    minimum_detectable_effect,
+    pair,
+    paired_gain,
+    paired_permutation,
+    percentile_interval,
+    ratio_bootstrap,
+    two_way,
+)
+
+
+def crossed(n_stimuli: int, n_subjects: int) -> tuple[np.ndarray, np.ndarray]:
+    stimulus, subject = np.divmod(np.arange(n_stimuli * n_subjects), n_subjects)
+    return stimulus, subject
+
+
+def pairs_of(num: np.ndarray, other: np.ndarray, den: np.ndarray | None = None) -> Pairs:
+    den = np.ones_like(num) if den is None else den
+    return Pairs(num, den, other, den, np.arange(len(num)), np.zeros(len(num)))
+
+
+def test_interval_of_a_mean_is_the_t_interval() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(3.0, 2.0, 40)
+    low, high = ratio_bootstrap(values, np.ones(40), np.arange(40), np.zeros(40), 20_000) or (0, 0)
+    expected = stats.t.interval(0.95, 39, values.mean(), stats.sem(values))
+    assert np.allclose((low, high), expected, atol=0.06)
+
+
+def test_listeners_of_a_stimulus_stay_together() -> None:
+    """Four identical listeners carry no more information than one."""
+    rng = np.random.default_rng(1)
+    per_stimulus = rng.normal(size=30)
+    stimulus, subject = crossed(30, 4)
+    four = ratio_bootstrap(per_stimulus[stimulus], np.ones(120), stimulus, subject)
+    one = ratio_bootstrap(per_stimulus, np.ones(30), np.arange(30), np.zeros(30))
+    assert four == pytest.approx(one)
+
+
+def test_subjects_are_drawn_only_from_twenty_each_way() -> None:
+    assert two_way(20, 20)
+    assert not two_way(400, 19)
+    stimulus, subject = crossed(25, 25)
+    by_subject = np.random.default_rng(2).normal(size=25)[subject]
+    low, high = ratio_bootstrap(by_subject, np.ones(625), stimulus, subject) or (0, 0)
+    assert high - low == pytest.approx(2 * 2.06 * by_subject.std() / np.sqrt(24), rel=0.2)
+    fixed = ratio_bootstrap(by_subject[subject < 19], np.ones(475), stimulus[subject < 19], subject[subject < 19])
+    assert fixed is not None
+    assert fixed[1] - fixed[0] < 1e-9, "all stimuli agree, and these listeners are a fixed factor"
+
+
+@pytest.mark.parametrize(
+    ("n_stimuli", "n_subjects", "simulations"),
+    [(24, 1, 150), pytest.param(22, 22, 500, marks=pytest.mark.slow), pytest.param(60, 4, 500, marks=pytest.mark.slow)],
+)
+def test_coverage_of_a_known_ratio(n_stimuli: int, n_subjects: int, simulations: int) -> None:
+    """Words of random number, each wrong with a probability that depends on stimulus and listener."""
+    rng = np.random.default_rng(3)
+    stimulus, subject = crossed(n_stimuli, n_subjects)
+    random_subjects = two_way(n_stimuli, n_subjects)
+    hits = 0
+    for i in range(simulations):
+        words = rng.integers(3, 8, n_stimuli)[stimulus].astype(float)
+        by_stimulus, by_subject = rng.normal(size=n_stimuli), rng.normal(size=n_subjects) * random_subjects
+        rate = (0.4 + 0.06 * by_stimulus[stimulus] + 0.06 * by_subject[subject]).clip(0, 1)
+        errors = rng.binomial(words.astype(int), rate).astype(float)
+        low, high = ratio_bootstrap(errors, words, stimulus, subject, 1_000, seed=i) or (0, 0)
+        hits += low <= 0.4 <= high
+    slack = 0 if simulations >= 500 else 0.03
+    assert 0.92 - slack <= hits / simulations <= 0.97 + slack
+
+
+def test_no_interval_from_one_stimulus_and_none_from_nan() -> None:
+    assert ratio_bootstrap(np.array([1.0]), np.array([2.0]), np.array([0]), np.array([0])) is None
+    values = np.array([1.0, np.nan, np.nan])
+    assert ratio_bootstrap(values, np.ones(3), np.arange(3), np.zeros(3)) is None
+    assert percentile_interval(np.full(10, np.nan), 5) is None
+
+
+def test_median_interval_agrees_with_resampling_by_hand() -> None:
+    rng = np.random.default_rng(4)
+    values = rng.integers(1, 50, 40).astype(float)
+    medians = np.median(values[rng.integers(40, size=(20_000, 40))], axis=1)
+    assert median_bootstrap(values, np.arange(40), np.zeros(40)) == pytest.approx(
+        percentile_interval(medians, 40), abs=1
+    )
+
+
+def test_jackknife_of_a_mean_is_the_t_interval() -> None:
+    values = np.random.default_rng(5).normal(size=30)
+    found = jackknife_interval(lambda kept: float(values[kept].mean()), np.arange(30))
+    assert found == pytest.approx(stats.t.interval(0.95, 29, values.mean(), stats.sem(values)))
+
+
+def test_exact_permutation_is_the_enumeration() -> None:
+    rng = np.random.default_rng(6)
+    a, b, den = rng.normal(size=9), rng.normal(size=9) + 0.7, rng.integers(2, 6, 9).astype(float)
+    observed = abs((b - a).sum() / den.sum())
+    flips = np.array(list(itertools.product([-1, 1], repeat=9)))
+    expected = (np.abs(flips @ (b - a)) / den.sum() >= observed - 1e-12).mean()
+    assert paired_permutation(pairs_of(a, b, den)) == pytest.approx(expected)
+
+
+def test_permutation_agrees_with_scipy() -> None:
+    rng = np.random.default_rng(7)
+    a, b = rng.normal(size=60), rng.normal(size=60) + 0.25
+    expected = stats.permutation_test(
+        (a, b), lambda x, y, axis: np.mean(y - x, axis=axis), permutation_type="samples", n_resamples=20_000, rng=rng
+    )
+    assert paired_permutation(pairs_of(a, b), 20_000) == pytest.approx(expected.pvalue, abs=0.015)
+
+
+@pytest.mark.parametrize("n_stimuli", [1, 3, 5, 16])
+def test_no_p_below_what_the_design_can_give(n_stimuli: int) -> None:
+    p = paired_permutation(pairs_of(np.zeros(n_stimuli), np.ones(n_stimuli)), n_permutations=1_000)
+    assert p is not None
+    assert p >= max(2 / 2**n_stimuli, 0 if 2**n_stimuli <= 1_000 else 1 / 1_001)
+    assert p == pytest.approx(2 / 2**n_stimuli) or n_stimuli == 16
+
+
+def test_equal_systems_have_p_one() -> None:
+    values = np.random.default_rng(8).normal(size=40)
+    assert paired_permutation(pairs_of(values, values)) == 1.0
+
+
+def test_p_is_uniform_where_nothing_differs_although_listeners_agree() -> None:
+    """Four listeners share the stimulus' luck; flipping them one by one would reject far too often."""
+    rng = np.random.default_rng(9)
+    stimulus, subject = crossed(24, 4)
+    ps = []
+    for i in range(300):
+        luck = rng.normal(size=24)[stimulus]
+        a = luck + rng.normal(size=96) * 0.3
+        ps.append(paired_permutation(Pairs(a, np.ones(96), np.zeros(96), np.ones(96), stimulus, subject), 400, seed=i))
+    assert stats.kstest(np.array(ps, dtype=float), "uniform").pvalue > 0.01
+    assert stats.binomtest(int((np.array(ps) < 0.05).sum()), 300, 0.05).pvalue > 0.01
+
+
+def test_gain_is_positive_when_the_claim_is_better() -> None:
+    rng = np.random.default_rng(10)
+    wer = pairs_of(rng.normal(0.3, 0.05, 40), rng.normal(0.9, 0.05, 40))
+    gain = paired_gain(wer, higher_is_better=False)
+    assert gain is not None
+    assert gain.ci is not None
+    assert gain.value == pytest.approx((wer.other_num - wer.num).mean())
+    assert gain.ci[0] < gain.value < gain.ci[1]
+    assert gain.standard_error == pytest.approx(stats.sem(wer.other_num - wer.num), rel=0.1)
+    turned = paired_gain(wer, higher_is_better=True)
+    assert turned is not None
+    assert turned.value == -gain.value
+
+
+def test_holm_by_hand() -> None:
+    """Holm 1979: sorted p times (m, m - 1, ...), made monotone."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([None, 0.5, 0.6]) == [None, 1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_minimum_detectable_effect_has_the_power_it_says() -> None:
+    """Against the power of the t test by its noncentral distribution."""
+    effect = minimum_detectable_effect(1.0, 30)
+    assert effect is not None
+    critical = stats.t.ppf(0.975, 29)
+    assert 1 - stats.nct.cdf(critical, 29, effect) == pytest.approx(0.8, abs=0.01)
+    assert minimum_detectable_effect(1.0, 1) is None
+
+
+def table(rows: list[tuple[str, str, str, float]]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=["system", "subject", "stimulus_id", "wer"])
+    return frame.assign(study="s", sampling_seed=0, wer_n=5.0)
+
+
+def test_a_system_that_hears_no_eeg_is_joined_to_every_listener() -> None:
+    rows = [("eeg", u, s, float(i)) for i, (u, s) in enumerate(itertools.product("AB", "xyz"))]
+    floor = [("mean", "", s, 10.0 + i) for i, s in enumerate("xyz")]
+    found = pair(table(rows + floor), "wer", "mean")
+    assert list(found.other_num) == [10, 11, 12, 10, 11, 12]
+    assert list(found.num) == [0, 1, 2, 3, 4, 5]
+    noise = [("noise", u, s, 20.0 + i) for i, (u, s) in enumerate(itertools.product("BA", "xyz"))]
+    assert list(pair(table(rows + noise), "wer", "noise").other_num) == [23, 24, 25, 20, 21, 22]
+
+
+def test_rows_not_run_are_left_out_and_doubled_rows_refused() -> None:
+    rows = [("eeg", "A", "x", 1.0), ("eeg", "A", "y", np.nan), ("mean", "", "x", 2.0), ("mean", "", "y", 2.0)]
+    assert list(pair(table(rows), "wer", "mean").stimulus) == ["s/x"]
+    with pytest.raises(UserError, match="mean"):
+        pair(table([*rows, ("mean", "", "x", 3.0)]), "wer", "mean")
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_the_order_of_examples_changes_nothing(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    stimulus, subject = crossed(12, 3)
+    num, other, den = rng.normal(size=36), rng.normal(size=36), rng.integers(1, 5, 36).astype(float)
+    order = rng.permutation(36)
+    whole = Pairs(num, den, other, den, stimulus, subject)
+    moved = Pairs(num[order], den[order], other[order], den[order], stimulus[order], subject[order])
+    assert paired_permutation(whole, 500) == paired_permutation(moved, 500)
+    one, two = (
+        ratio_bootstrap(num, den, stimulus, subject, 300),
+        ratio_bootstrap(num[order], den[order], stimulus[order], subject[order], 300),
+    )
+    assert one == pytest.approx(two, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.slow
+def test_a_large_table_within_a_minute() -> None:
+    """5,000 examples x 10 systems x 10 metrics, 10,000 resamples: intervals, gains and tests of every cell."""
+    rng = np.random.default_rng(11)
+    stimulus, subject = crossed(250, 20)
+    den = np.ones(5_000)
+    started = time.perf_counter()
+    for _ in range(10):
+        ours = rng.normal(size=5_000)
+        ratio_bootstrap(ours, den, stimulus, subject)
+        for _ in range(9):
+            pairs = Pairs(ours, den, rng.normal(size=5_000), den, stimulus, subject)
+            ratio_bootstrap(pairs.other_num, den, stimulus, subject)
+            paired_gain(pairs, True)
+            paired_permutation(pairs)
+    assert time.perf_counter() - started < 60
