@@ -165,6 +165,16 @@ def test_a_manifest_of_an_mne_file_with_audio_and_words(tmp_path: Path, form: st
     assert study.has_audio
 
 
+def test_channels_of_an_mne_file_can_be_named_in_the_config(tmp_path: Path) -> None:
+    write_story(tmp_path)
+    write_manifest(tmp_path, "csv", ROW)
+    study = from_manifest(tmp_path, ch_names=("F3", "C3", "P3", "O1")).build()
+    study.prepare(tmp_path / "generated")
+    (recording,) = study.iter_recordings()
+    assert recording.ch_names == ("F3", "C3", "P3", "O1")
+    assert (recording.positions[:, 0] < 0.5).all(), "these lie on the left"
+
+
 def test_changed_eeg_changes_the_fingerprint(replica: Path, tmp_path: Path) -> None:
     def fingerprint() -> str:
         study = config(replica).build()
@@ -194,7 +204,8 @@ def read(declared: FolderStudyConfig, folder: Path) -> None:
         ({"sfreq": None}, r"P_S1_0\.npz: an npz needs study\.sfreq"),
         ({"sfreq": "rate"}, r"P_S1_0\.npz: array 'rate' cannot be read"),
         ({"eeg_array": "meg"}, r"P_S1_0\.npz: array 'meg' cannot be read"),
-        ({"samples_first": False}, r"eeg has 3200 channels, 4 are named.*samples_first"),
+        ({"samples_first": False}, r"has 3200 EEG channels, 4 are named.*samples_first"),
+        ({"ch_names": ("Fz", "Cz", "Pz", "Cz")}, "two channels are named alike"),
         ({"ch_names": ("A", "B", "C", "D")}, r"no position is known for any of A, B"),
         ({"montage": "biosemi65"}, r"study\.montage: MNE has no 'biosemi65'; choose one of"),
         ({"features": "{file}:pitch"}, r"array 'pitch' cannot be read"),

@@ -156,3 +156,14 @@ def test_folds_test_every_second_once(tmp_path: Path) -> None:
         tables = sliced(story_study(tmp_path).recordings, False, splits=config)
         starts += tables.stimuli.loc[tables.stimuli["split"] == "test", "offset_s"].tolist()
     assert sorted(starts) == [60.0 * fold + 3.0 * k for fold in range(5) for k in range(20)]
+
+
+def test_playback_from_the_middle_of_a_file_is_the_same_speech(tmp_path: Path) -> None:
+    path = write_envelope(tmp_path, "s", 60.0, 0)
+    whole = recording("whole", sounds(("s", 1.0, 60.0, path, 0.0, 64.0)))
+    part = recording("part", sounds(("s", 2.0, 24.0, path, 12.0, 64.0)))
+    tables = sliced([whole, part], False, splits=SplitConfig(block_s=100.0))
+    heard = tables.windows.assign(offset_s=tables.stimuli["offset_s"].to_numpy()[tables.windows["stimulus"]])
+    lead_s = heard["onset_s"] - heard["offset_s"]
+    assert set(lead_s[heard["recording"] == "whole"].round(6)) == {1.0}
+    assert set(lead_s[heard["recording"] == "part"].round(6)) == {-10.0}

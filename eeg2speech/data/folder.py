@@ -73,7 +73,9 @@ class FolderStudyConfig(Config):
     sfreq: float | str | None = Field(
         default=None, description="npz: EEG rate in Hz, or the name of the array that holds it"
     )
-    ch_names: tuple[str, ...] | None = Field(default=None, description="npz: default: the montage's own order")
+    ch_names: tuple[str, ...] | None = Field(
+        default=None, description="in the order of the channels; default: of the file, or (npz) of the montage"
+    )
     montage: str | None = Field(default=None, description="an MNE built-in montage; default: positions in the file")
     isolated_sentences: bool = Field(default=False, description="True: every sound is one sentence")
     modality: str = "EEG"
@@ -199,13 +201,9 @@ class FolderStudy(SpeechStudy):
         if config.sfreq is None:
             raise UserError(f"{path}: an npz needs study.sfreq (Hz, or the name of the array that holds it)")
         sfreq = float(npz_array(path, config.sfreq)) if isinstance(config.sfreq, str) else config.sfreq
-        montage = self._montage(path)
+        montage = self._montage()
         ch_names = config.ch_names or (tuple(montage.ch_names) if montage else ())
-        if len(ch_names) != source.n_channels:
-            hint = "set study.ch_names (or samples_first, if channels and samples are exchanged)"
-            raise UserError(
-                f"{path}: {config.eeg_array} has {source.n_channels} channels, {len(ch_names)} are named; {hint}"
-            )
+        self._check_names(path, ch_names, source.n_channels)
         return source, sfreq, ch_names, self._positions(path, montage, ch_names)
 
     def _open_mne(self, path: Path) -> tuple[EEGSource, float, tuple[str, ...], np.ndarray]:
@@ -218,11 +216,19 @@ class FolderStudy(SpeechStudy):
         picks = mne.pick_types(raw.info, eeg=True, exclude=[])
         if not len(picks):
             raise UserError(f"{path}: has no channel of type EEG; set the channel types in the file")
-        ch_names = tuple(raw.ch_names[i] for i in picks)
-        montage = self._montage(path) or raw.get_montage()
+        ch_names = self.config.ch_names or tuple(raw.ch_names[i] for i in picks)
+        self._check_names(path, ch_names, len(picks))
+        montage = self._montage() or raw.get_montage()
         return MneSource(raw, picks), float(raw.info["sfreq"]), ch_names, self._positions(path, montage, ch_names)
 
-    def _montage(self, path: Path) -> mne.channels.DigMontage | None:
+    def _check_names(self, path: Path, ch_names: tuple[str, ...], n_channels: int) -> None:
+        if len(ch_names) != n_channels:
+            hint = "set study.ch_names (or samples_first, if channels and samples are exchanged)"
+            raise UserError(f"{path}: has {n_channels} EEG channels, {len(ch_names)} are named; {hint}")
+        if len(set(ch_names)) < n_channels:
+            raise UserError(f"{path}: two channels are named alike; set study.ch_names")
+
+    def _montage(self) -> mne.channels.DigMontage | None:
         import mne
 
         if self.config.montage is None:
