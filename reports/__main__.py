@@ -43,12 +43,14 @@ def parser() -> argparse.ArgumentParser:
     text = "render run folders as one self-contained page with its tables"
     command = commands.add_parser("build", help=text, description=text)
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER", help="a folder that holds results.json")
-    command.add_argument("--output", type=Path, default=Path("reports"), help="where index.html goes (default: %(default)s)")
+    where = "where index.html goes (default: %(default)s)"
+    command.add_argument("--output", type=Path, default=Path("reports"), help=where)
     command.set_defaults(handler=build)
     text = "re-compute stored values from the per-example table; exit code 1 where one differs"
     command = commands.add_parser("verify", help=text, description=text)
     command.add_argument("run", type=Path, metavar="RUN_FOLDER")
-    command.add_argument("--cell", action="append", default=[], metavar="SYSTEM/METRIC", help="may be repeated; default: all")
+    which = "a cell to check; may be repeated (default: all)"
+    command.add_argument("--cell", action="append", default=[], metavar="SYSTEM/METRIC", help=which)
     command.set_defaults(handler=verify)
     return root
 

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from eeg2speech.errors import UserError
 from eeg2speech.files import write_atomically
 from eval.results import RunResult
-from reports import anchors, figures, formatting, tables
+from reports import anchors, exports, figures, formatting, tables
 from reports.finding import find_metric, find_out, seeds_note, simulation_note
 from reports.listening import build_room, ratio
 from reports.provenance import checklist, config_changes, differences
@@ -48,8 +48,8 @@ def build(run_folders: Sequence[Path], output: Path) -> Path:
         page = report(folder, run, examples, f"runs/{name}/" if single else "")
         write_atomically(output / "index.html" if single else place / "index.html", page)
     runs = [run for _, run, _ in loaded]
-    frame = pd.concat([tables.results_frame(run) for run in runs], ignore_index=True)
-    write_atomically(output / "results.csv", frame.to_csv(index=False, lineterminator="\n"))
+    frame = pd.concat([exports.results_frame(run) for run in runs], ignore_index=True)
+    write_atomically(output / "results.csv", exports.frame_to_csv(frame))
     if not single:
         write_atomically(output / "index.html", compare(runs, slugs))
     return output / "index.html"
@@ -64,13 +64,11 @@ def slug(name: str) -> str:
 def export(run: RunResult, examples: pd.DataFrame, place: Path) -> None:
     """The headline table as LaTeX, Markdown, CSV and JSON, and the per-example table as CSV."""
     table = tables.build_table(run)
-    write_atomically(place / "headline.tex", tables.to_latex(table))
-    write_atomically(place / "headline.md", tables.to_markdown(table))
-    write_atomically(place / "headline.csv", tables.to_csv(table))
-    write_atomically(place / "headline.json", tables.to_json(table, run))
-    texts = examples.select_dtypes(exclude="number").columns
-    cleaned = examples.assign(**{c: examples[c].map(lambda v: formatting.clean(v) if isinstance(v, str) else v) for c in texts})
-    write_atomically(place / "examples.csv", cleaned.to_csv(index=False, lineterminator="\n"))
+    write_atomically(place / "headline.tex", exports.to_latex(table))
+    write_atomically(place / "headline.md", exports.to_markdown(table))
+    write_atomically(place / "headline.csv", exports.to_csv(table))
+    write_atomically(place / "headline.json", exports.to_json(table, run))
+    write_atomically(place / "examples.csv", exports.frame_to_csv(examples))
 
 
 def report(folder: Path, run: RunResult, examples: pd.DataFrame, links: str) -> str:
@@ -137,13 +135,14 @@ def compare(runs: Sequence[RunResult], slugs: Sequence[str]) -> str:
     rows = []
     for run, name in zip(runs, slugs, strict=True):
         info = find_metric(run, run.endpoint.metric)
-        rows.append({"run": run, "link": f"runs/{name}/index.html", "finding": find_out(run), "unit": info.unit if info else ""})
+        unit = info.unit if info else ""
+        rows.append({"run": run, "link": f"runs/{name}/index.html", "finding": find_out(run), "unit": unit})
     first = runs[0]
     changes = [(run, differences(first.config, run.config)) for run in runs[1:]]
     return render(
         "compare.html.j2",
         rows=rows,
-        forest=figures.forest(runs),
+        forests=figures.forests(runs),
         changes=changes,
         first=first,
         simulated=[run for run in runs if run.simulated],
@@ -158,6 +157,7 @@ def render(template: str, **context: Any) -> str:
         loader=PackageLoader("reports"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -176,6 +176,11 @@ def render(template: str, **context: Any) -> str:
         **context, **inlined, policy=policy, payload=_json(data), fmt=formatting, tables=tables
     )
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _printable(value: object) -> object:
+    """The one gate that all text passes on its way into the page, before it is escaped."""
+    return formatting.clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _hash(text: str) -> str:

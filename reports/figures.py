@@ -10,7 +10,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from eval.results import RunResult, StageSummary
-from reports.formatting import clean, count, duration, interval, is_number, label, plain
+from reports.formatting import clean, count, duration, is_number, label, plain
 from reports.svg import PALETTE, figure, inline, style
 from reports.tables import ROLES, Column, claim_of, columns, find, value_of
 
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 MARKERS = {"ceiling": "^", "claim": "o", "rival": "s", "floor": "v"}
 """Roles differ in shape as well as in colour."""
+
+LOSS_STYLES: tuple[tuple[str, Any], ...] = (
+    ("claim", "-"),
+    ("rival", (0, (4, 2))),
+    ("ceiling", (0, (1, 1.5))),
+    ("floor", (0, (6, 2, 1, 2))),
+)
+"""Colour and dash of a stage's losses, in the order they were logged."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ def _ordered(run: RunResult) -> list[tuple[str, str]]:
 
 def floor_to_ceiling(run: RunResult, limit: int = 4) -> list[Picture]:
     """One panel per metric: every row with its interval, the span between best floor and ceiling shaded."""
-    pictures = []
+    pictures: list[Picture] = []
     for index, column in enumerate(columns(run)):
         rows = [(name, role, find(run, name, column)) for name, role in _ordered(run)]
         known = [(name, role, r) for name, role, r in rows if r is not None and value_of(r) is not None]
@@ -80,8 +88,8 @@ def _span_panel(run: RunResult, column: Column, rows: Sequence[tuple[str, str, A
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.04)
-        svg = inline(fig, name, f"{caption} " + "; ".join(f"{r[0]} {plain(r[2].value, column.info.unit)}" for r in rows))
-    return Picture(column.title, svg, caption)
+        values = "; ".join(f"{row[0]} {plain(row[2].value, column.info.unit)}" for row in rows)
+        return Picture(column.title, inline(fig, name, f"{caption} {values}"), caption)
 
 
 def _shade(run: RunResult, axes: Axes, column: Column, rows: Sequence[tuple[str, str, Any]]) -> str:
@@ -98,7 +106,9 @@ def _shade(run: RunResult, axes: Axes, column: Column, rows: Sequence[tuple[str,
         return ""
     k = _scale(column)
     axes.axvspan(k * best[0], k * values[ceiling], color=PALETTE["rule"], alpha=0.35, lw=0, zorder=0)
-    return f" Shaded: from the best floor ({clean(best[1], 40)}) to the ceiling ({clean(ceiling, 40)})."
+    text = f" Shaded: from the best floor ({clean(best[1], 40)}) to the ceiling ({clean(ceiling, 40)})"
+    share = run.endpoint.span_share if run.endpoint.metric in (column.info.name, column.key) else None
+    return text + (f"; the claim covers {100 * share:.0f} % of it." if share is not None and is_number(share) else ".")
 
 
 def per_subject(run: RunResult) -> Picture | None:
@@ -127,7 +137,8 @@ def _paired(run: RunResult, column: Column, frame: pd.DataFrame) -> Picture:
         )
         for name, role in present:
             part = frame[frame.system == name]
-            axes.plot(part.x, part.y, MARKERS.get(role, "D"), color=PALETTE.get(role, PALETTE["ink"]), ms=6.5, mec="none")
+            colour = PALETTE.get(role, PALETTE["ink"])
+            axes.plot(part.x, part.y, MARKERS.get(role, "D"), color=colour, ms=6.5, mec="none")
         axes.set_xticks(range(len(names)), [label(n, 14) for n in names])
         axes.set(xlabel="", ylabel=_axis(column), xlim=(-0.4, len(names) - 0.6))
         n = frame.subject.nunique()
@@ -154,7 +165,8 @@ def rank_histogram(run: RunResult, examples: pd.DataFrame) -> Picture | None:
     with style():
         fig = figure(520, 300)
         axes = fig.subplots()
-        common: dict[str, Any] = {"x": "rank", "stat": "percent", "bins": bins, "binrange": (0.5, bins * width + 0.5), "ax": axes}
+        common: dict[str, Any] = {"x": "rank", "stat": "percent", "ax": axes}
+        common |= {"bins": bins, "binrange": (0.5, bins * width + 0.5)}
         for name in shown:
             part = frame[frame.system == name]
             role = {"element": "bars", "alpha": 0.75} if name == claim else {"element": "step", "fill": False}
@@ -163,9 +175,10 @@ def rank_histogram(run: RunResult, examples: pd.DataFrame) -> Picture | None:
         axes.axhline(100 * width / top, color=PALETTE["muted"], lw=1, ls=(0, (2, 2)), label="chance")
         axes.set(xlabel="rank of the true speech (1 is best)", ylabel="examples (%)")
         axes.legend()
+        n = int((frame.system == shown[0]).sum())
         caption = (
-            f"Rank of the true speech among at most {top} candidates, {count(len(frame[frame.system == shown[0]]), 'example')} "
-            "per row. A row that carries nothing about the speech is flat at the dotted line."
+            f"Rank of the true speech, {count(n, 'example')} of {clean(shown[0], 40)}; the lowest rank seen is {top}. "
+            "A row that carries nothing about the speech is flat at the dotted line."
         )
         return Picture("Ranks", inline(fig, "ranks", caption), caption)
 
@@ -181,14 +194,15 @@ def error_shares(run: RunResult, examples: pd.DataFrame) -> Picture | None:
     names = [name for name, _ in _ordered(run) if name in shares.index]
     if not names:
         return None
-    looks = zip(kinds, ("claim", "rival", "second"), ("", "////", "...."), strict=True)
+    looks = zip(kinds, ("claim", "rival", "second"), strict=True)
     with style():
         fig = figure(520, 80 + 25 * len(names))
         axes = fig.subplots()
         left = pd.Series(0.0, index=names)
-        for kind, colour, _ in looks:
-            axes.barh(range(len(names)), shares.loc[names, kind], left=left, color=PALETTE[colour], height=0.62, label=kind)
-            left = left + shares.loc[names, kind]
+        for kind, colour in looks:
+            part = shares.loc[names, kind]
+            axes.barh(range(len(names)), part, left=left, color=PALETTE[colour], height=0.62, lw=0, label=kind)
+            left = left + part
         axes.set_yticks(range(len(names)), [label(n) for n in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlabel("errors per 100 reference words")
@@ -205,48 +219,51 @@ def training_curve(stage: StageSummary, index: int) -> Picture | None:
     frame = pd.DataFrame(stage.curve)
     if "step" not in frame or frame.empty:
         return None
-    values = [c for c in frame.columns if c not in ("step", "epoch") and "loss" in c and frame[c].notna().any()]
+    values = [c for c in frame.columns if "loss" in c and frame[c].notna().any()][: len(LOSS_STYLES)]
     values = values or [c for c in frame.columns if c not in ("step", "epoch")][:1]
     if not values:
         return None
-    looks = (("claim", "-"), ("rival", (0, (4, 2))), ("ceiling", (0, (1, 1.5))), ("floor", (0, (6, 2, 1, 2))))
     with style():
         fig = figure(360, 220)
         axes = fig.subplots()
-        for value, (colour, dash) in zip(values, looks, strict=False):
+        for value, (colour, dash) in zip(values, LOSS_STYLES, strict=False):
             part = frame[["step", value]].dropna()
-            seaborn.lineplot(
-                part, x="step", y=value, color=PALETTE[colour], ls=dash, lw=1.6, errorbar=None, label=label(value), ax=axes
-            )
+            look = {"color": PALETTE[colour], "ls": dash, "lw": 1.6, "label": label(value)}
+            seaborn.lineplot(part, x="step", y=value, errorbar=None, ax=axes, **look)
         low, high = frame[values].min().min(), frame[values].max().max()
         if low > 0 and high / low > 20:
             axes.set_yscale("log")
         axes.set(xlabel="step", ylabel="", title=label(stage.name, 30))
         axes.legend()
         caption = f"{count(stage.parameters, 'parameter')}, {count(stage.steps, 'step')} in {duration(stage.wall_s)}."
-        return Picture(clean(stage.name, 60), inline(fig, f"stage{index}", f"Training of {stage.name}. {caption}"), caption)
+        svg = inline(fig, f"stage{index}", f"Training of {stage.name}. {caption}")
+        return Picture(clean(stage.name, 60), svg, caption)
 
 
-def forest(runs: Sequence[RunResult]) -> Picture | None:
-    """The primary endpoint of several runs, one line each and never an average."""
-    rows = [(run, run.endpoint) for run in runs if is_number(run.endpoint.gain)]
-    metrics = {endpoint.metric for _, endpoint in rows}
-    if len(rows) < 2 or len(metrics) > 1:
-        return None
-    name = next(iter(metrics))
-    unit = next((m.unit for m in rows[0][0].metrics if name.split("|")[0] == m.name), "")
+def forests(runs: Sequence[RunResult]) -> list[Picture]:
+    """The primary endpoint of the runs that share it: one line each, never an average."""
+    metrics = dict.fromkeys(run.endpoint.metric for run in runs)
+    groups = [[r for r in runs if r.endpoint.metric == name and is_number(r.endpoint.gain)] for name in metrics]
+    return [_forest(group, index) for index, group in enumerate(groups) if len(group) > 1]
+
+
+def _forest(runs: Sequence[RunResult], index: int) -> Picture:
+    name = runs[0].endpoint.metric
+    unit = next((m.unit for m in runs[0].metrics if m.name == name.split("|")[0]), "")
     k = 100.0 if unit == "%" else 1.0
     with style():
-        fig = figure(620, 70 + 28 * len(rows))
+        fig = figure(520, 70 + 28 * len(runs))
         axes = fig.subplots()
         axes.axvline(0, color=PALETTE["muted"], lw=1)
-        for y, (_, endpoint) in enumerate(rows):
-            if endpoint.ci is not None:
-                axes.plot([k * bound for bound in endpoint.ci], [y, y], color=PALETTE["claim"], lw=1.6)
-            axes.plot([k * (endpoint.gain or 0.0)], [y], "o", color=PALETTE["claim"], ms=7)
-        axes.set_yticks(range(len(rows)), [label(run.name, 28) for run, _ in rows])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
+        for y, run in enumerate(runs):
+            gain, ci = run.endpoint.gain or 0.0, run.endpoint.ci
+            if ci is not None and all(map(is_number, ci)):
+                axes.plot([k * bound for bound in ci], [y, y], color=PALETTE["claim"], lw=1.6)
+            axes.plot([k * gain], [y], "o", color=PALETTE["claim"], ms=7, mec="none")
+        axes.set_yticks(range(len(runs)), [label(run.name, 28) for run in runs])
+        axes.set_ylim(len(runs) - 0.4, -0.6)
         axes.set_xlabel(f"{label(name)} gain over the best floor" + (" (points)" if unit == "%" else ""))
-        text = "; ".join(f"{r.name}: {plain(e.gain or 0.0, unit)} [{interval(e.ci, unit) if e.ci else 'no interval'}]" for r, e in rows)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
         caption = "Gain of EEG over the best floor with its 95 % interval, one line per run; right of zero is better."
-        return Picture("Runs", inline(fig, "forest", f"{caption} {text}"), caption)
+        return Picture(clean(name, 60), inline(fig, f"forest{index}", caption), caption)

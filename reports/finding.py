@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from eval.results import Comparison, MetricInfo, RunResult
 from reports.formatting import clean, count, difference, interval, is_number, p_value, plain
-from reports.tables import claim_of
 
 ALPHA = 0.05
+CI = "95\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}CI"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def find_metric(run: RunResult, name: str) -> MetricInfo | None:
 
 def _numbers(run: RunResult, unit: str) -> str:
     end = run.endpoint
-    parts = [f"95 % CI {interval(end.ci, unit)}"] if end.ci and all(map(is_number, end.ci)) else []
+    parts = [f"{CI} {interval(end.ci, unit)}"] if end.ci and all(map(is_number, end.ci)) else []
     if is_number(end.p):
         floors = [c for c in run.comparisons if c.metric == end.metric and c.role == "floor" and c.p_holm is not None]
         over = f", Holm-adjusted over {count(len(floors), 'floor')}" if len(floors) > 1 else ""
@@ -63,7 +63,8 @@ def find_out(run: RunResult) -> Finding:
         sentence = f"EEG is worse than {_best_floor(run)} by {size} in {name}{numbers}."
     else:
         sign = "ahead of" if end.gain > 0 else "behind"
-        sentence = f"No evidence that the EEG carries the speech: in {name} it is {size} {sign} {_best_floor(run)} which the test cannot tell from zero{numbers}."
+        floor = _best_floor(run).rstrip(",")
+        sentence = f"No evidence that the EEG was used: in {name} it is {size} {sign} {floor}{numbers}."
     return Finding(verdict, sentence, _details(run, unit, name, verdict))
 
 
@@ -97,7 +98,7 @@ def _details(run: RunResult, unit: str, name: str, verdict: str) -> tuple[str, .
 def _rival(c: Comparison, unit: str, name: str) -> str:
     rival, gain = clean(c.system, 40), c.gain or 0.0
     numbers = f"{plain(gain, unit)}{' points' if unit == '%' else ''}"
-    numbers += f", 95 % CI {interval(c.ci, unit)}" if c.ci else ""
+    numbers += f", {CI} {interval(c.ci, unit)}" if c.ci else ""
     numbers += f", {p_value(c.p)}" if c.p is not None and is_number(c.p) else ""
     if c.p is None or c.p >= ALPHA:
         return f"Against the rival row {rival} it is not separable in {name} (gain {numbers})."
@@ -108,21 +109,18 @@ def simulation_note(run: RunResult) -> str:
     if not run.simulated:
         return ""
     return (
-        "The EEG of this study is simulated: it was computed from the speech by a forward model, not recorded from "
-        "people. It tests the instrument. Simulated EEG says nothing about real brains."
+        "It was computed from the speech by a forward model, not recorded from people, and tests the instrument. "
+        "Simulated EEG says nothing about real brains."
     )
 
 
-def seeds_note(run: RunResult, claim: str | None = None) -> str:
+def seeds_note(run: RunResult) -> str:
     """How many trainings stand behind the claim, in plain words."""
     seeds = run.training_seeds
     named = ", ".join(map(str, seeds[:10]))
     if not seeds:
         return "No training seed is recorded."
     if len(seeds) == 1:
-        return (
-            f"One training seed ({named}): the intervals cover the choice of stimuli, not what another training of the "
-            f"same model would give for {clean(claim or claim_of(run), 40)}."
-        )
+        return f"One training seed ({named}): the intervals cover the choice of stimuli, not a second training."
     few = "" if len(seeds) >= 3 else " Fewer than three: read the numbers as provisional."
     return f"{len(seeds)} training seeds ({named}).{few}"

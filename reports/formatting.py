@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 
 MINUS = "\N{MINUS SIGN}"
+HARD_SPACE = "\N{NO-BREAK SPACE}"
 NARROW_SPACE = "\N{NARROW NO-BREAK SPACE}"
-_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
+"""What no reader can see: control characters, and marks that turn the text after them around."""
 
 
 def clean(value: object, limit: int = 0) -> str:
-    """Any value as text that every encoder accepts: no control characters, no lone surrogates.
+    """Any value as text that every encoder accepts: nothing of `_CONTROLS`, no lone surrogates.
 
     With a `limit` > 0 a longer text is cut there and says how long it was.
     """
@@ -23,8 +24,8 @@ def clean(value: object, limit: int = 0) -> str:
 
 
 def label(value: object, limit: int = 22) -> str:
-    """A short figure label: bidirectional controls would reorder its neighbours, so they go."""
-    text = "".join(c for c in clean(value) if unicodedata.category(c) != "Cf")
+    """A short figure label."""
+    text = clean(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
@@ -66,17 +67,24 @@ def interval(ci: tuple[float, float], unit: str, decimals: int | None = None) ->
 
 def p_value(p: float) -> str:
     """Two significant digits, and never below what is worth printing."""
+    return f"p{HARD_SPACE}<{HARD_SPACE}0.0001" if p < 1e-4 else f"p{HARD_SPACE}={HARD_SPACE}{bare_p(p)}"
+
+
+def bare_p(p: float | None) -> str:
+    """A p-value for a column that is headed p."""
+    if p is None or not is_number(p):
+        return "–"
     if p < 1e-4:
-        return "p < 0.0001"
-    return f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"
+        return "< 0.0001"
+    return f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
 
 def stars(p: float) -> str:
     return "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < 0.05 else ""
 
 
-def count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+def count(number: int, noun: str, plural: str = "") -> str:
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def duration(seconds: float) -> str:

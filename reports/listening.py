@@ -7,7 +7,7 @@ import hashlib
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pandas as pd
 
 from eeg2speech.errors import UserError
 from eval.results import RunResult
-from reports.formatting import clean, plain
+from reports.formatting import clean, is_number, quantity
 from reports.tables import ROLES, Column, claim_of, columns
 
 SIDE_BY_SIDE = ("reference", "reconstruction", "oracle", "eeg", "regression", "shuffled")
@@ -111,9 +111,9 @@ def choose(run: RunResult, claim: pd.DataFrame) -> tuple[list[tuple[str, pd.Seri
     ranked = sorted(found.items(), key=lambda item: ("best", "median", "worst", "random").index(item[1]))
     by = column.info.label if column is not None else "stimulus order (no per-example score was run)"
     rule = (
-        f"Best, median and worst of the {len(table):,} examples of “{clean(claim_of(run), 40)}” by per-example {clean(by, 60)}, "
-        "ties in stimulus order; random is the example with the smallest SHA-256 of sampling seed, listener and "
-        "stimulus among the others. Nobody chose these by ear."
+        f"Best, median and worst of the {len(table):,} examples of “{clean(claim_of(run), 40)}” "
+        f"by per-example {clean(by, 60)}, ties in stimulus order; random is the example with the smallest SHA-256 of "
+        "sampling seed, listener and stimulus among the others. Nobody chose these by ear."
     )
     return [(rank, table.iloc[place]) for place, rank in ranked], rule
 
@@ -159,10 +159,11 @@ def _example(
     for name, r, (waveform, mel, reason) in zip(names, picked, sounds, strict=True):
         reference, hypothesis = _text(r.get("reference")), _text(r.get("hypothesis"))
         diff = align(reference, hypothesis) if reference is not None and hypothesis is not None else ()
-        clip = {"system": clean(name, 60), "role": role.get(name, ""), "score": _score_text(run, r), "diff": diff}
+        clip = Clip(clean(name, 60), role.get(name, ""), _score_text(run, r), diff, hypothesis, reason=reason)
         if waveform is not None and mel is not None:
-            clip |= {"audio": _wav_uri(waveform), "spectrogram": _png_uri(mel, top), "duration_s": len(waveform) / 16_000}
-        clips.append(Clip(**clip, hypothesis=hypothesis, reason=reason))
+            sound, picture = _wav_uri(waveform), _png_uri(mel, top)
+            clip = replace(clip, duration_s=len(waveform) / 16_000, audio=sound, spectrogram=picture)
+        clips.append(clip)
     clips.sort(key=lambda c: list(ROLES).index(c.role) if c.role in ROLES else len(ROLES))
     return Example(rank, clean(row.subject, 60), clean(row.stimulus_id, 120), _text(row.get("reference")), tuple(clips))
 
@@ -173,9 +174,9 @@ def _text(value: Any) -> str | None:
 
 def _score_text(run: RunResult, row: pd.Series) -> str:
     column, score = _score(run, pd.DataFrame([row]))
-    return "" if column is None else f"{clean(column.info.label, 40)} {plain(float(score.iloc[0]), column.info.unit)}" + (
-        f" {column.info.unit}" if column.info.unit else ""
-    )
+    if column is None or not is_number(float(score.iloc[0])):
+        return ""
+    return f"{clean(column.info.label, 40)} {quantity(float(score.iloc[0]), column.info.unit)}"
 
 
 def _sound(folder: Path, wav: Any, budget: list[int]) -> tuple[np.ndarray | None, np.ndarray | None, str]:

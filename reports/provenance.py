@@ -63,7 +63,8 @@ def _values(run: RunResult, _: list[Check]) -> Item:
 def _intervals(run: RunResult, _: list[Check]) -> Item:
     values = [r for r in run.results if r.subject is None and is_number(r.value)]
     bare = [f"{r.system}/{r.metric}" for r in values if r.ci is None or not all(map(is_number, r.ci))]
-    detail = f"{len(values) - len(bare)} of {len(values)}" + (f"; without: {clean(', '.join(bare), 300)}" if bare else "")
+    detail = f"{len(values) - len(bare)} of {len(values)}"
+    detail += f"; without: {clean(', '.join(bare), 300)}" if bare else ""
     return Item("Every number has a 95 % interval", bool(values) and not bare, detail)
 
 
@@ -80,13 +81,15 @@ def _corrected(run: RunResult, _: list[Check]) -> Item:
 def _signatures(run: RunResult, _: list[Check]) -> Item:
     values = [r for r in run.results if is_number(r.value)]
     signed = sum(bool(r.signature) for r in values)
-    return Item("Every number carries its signature", bool(values) and signed == len(values), f"{signed} of {len(values)}")
+    complete = bool(values) and signed == len(values)
+    return Item("Every number carries its signature", complete, f"{signed} of {len(values)}")
 
 
 def _recomputed(_: RunResult, checks: list[Check]) -> Item:
     checked = [c for c in checks if c.outcome != "unchecked"]
     wrong = [c.cell for c in checked if c.outcome == "mismatch"]
-    detail = f"{len(checked) - len(wrong)} of {len(checked)} match" + (f"; not: {', '.join(wrong[:5])}" if wrong else "")
+    detail = f"{len(checked) - len(wrong)} of {len(checked)} match"
+    detail += f"; not: {', '.join(wrong[:5])}" if wrong else ""
     return Item("The per-example table gives the same numbers again", bool(checked) and not wrong, detail)
 
 
@@ -96,8 +99,8 @@ def _code(run: RunResult, _: list[Check]) -> Item:
     if not isinstance(git, dict) or not isinstance(sha, str) or not sha:
         return Item("The code is a commit without local changes", False, "no commit is recorded")
     dirty = git.get("dirty")
-    detail = f"{clean(sha, 40)}, " + {False: "no local changes", True: "with local changes"}.get(dirty, "changes unknown")
-    return Item("The code is a commit without local changes", dirty is False, detail)
+    state = "no local changes" if dirty is False else "with local changes" if dirty else "local changes unknown"
+    return Item("The code is a commit without local changes", dirty is False, f"{clean(sha, 40)}, {state}")
 
 
 def _versions(run: RunResult, _: list[Check]) -> Item:
@@ -109,7 +112,7 @@ def _versions(run: RunResult, _: list[Check]) -> Item:
 
 def _hashes(run: RunResult, _: list[Check]) -> Item:
     found = [key for key, text in flatten(run.provenance) if HASH.search(text)]
-    return Item("Data and weights are named by their hash", bool(found), count(len(found), "hash").replace("hashs", "hashes"))
+    return Item("Data and weights are named by their hash", bool(found), count(len(found), "hash", "hashes"))
 
 
 def config_changes(run: RunResult) -> list[tuple[str, str, str]]:

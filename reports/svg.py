@@ -48,7 +48,6 @@ def style() -> Iterator[None]:
     import matplotlib
     import seaborn
 
-    seaborn_style = seaborn.axes_style("ticks")
     own: dict[str, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "eeg2speech",
@@ -79,7 +78,7 @@ def style() -> Iterator[None]:
     inks = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor")
     own |= dict.fromkeys(inks, PALETTE["ink"])
     own |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), PALETTE["muted"])
-    with matplotlib.rc_context({**seaborn_style, **own}):
+    with seaborn.axes_style("ticks"), matplotlib.rc_context(own):  # type: ignore[arg-type]
         yield
 
 
@@ -133,5 +132,5 @@ def _restyle(element: ElementTree.Element) -> None:
         elif key in _KEPT:
             element.set(key, value.removesuffix("px"))
     for key in ("fill", "stroke"):
-        if (value := element.get(key)) in _VARIABLES:
-            element.set(key, _VARIABLES[value])
+        colour = element.get(key, "")
+        element.attrib |= {key: _VARIABLES[colour]} if colour in _VARIABLES else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -46,7 +45,8 @@ class Column:
 
     @property
     def title(self) -> str:
-        return self.info.label if self.embedder is None else f"{self.info.label} ({self.embedder})"
+        name = clean(self.info.label, 60)
+        return name if self.embedder is None else f"{name} ({clean(self.embedder, 40)})"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class Table:
         """The same table with the first columns only, and only the notes that they need."""
         rows = tuple(replace(row, cells=row.cells[:number]) for row in self.rows)
         used = {cell.note for row in rows for cell in row.cells}
-        return replace(self, columns=self.columns[:number], rows=rows, notes=tuple(n for n in self.notes if n[0] in used))
+        notes = tuple(note for note in self.notes if note[0] in used)
+        return replace(self, columns=self.columns[:number], rows=rows, notes=notes)
 
 
 def load_run(folder: Path) -> tuple[RunResult, pd.DataFrame]:
@@ -239,7 +240,7 @@ def _legend(rows: Sequence[Row]) -> tuple[str, ...]:
     marks = {cell.mark for row in rows for cell in row.cells}
     text = [
         "Mean over all examples, 95 % confidence interval beneath (bootstrap clustered on stimulus). "
-        "Arrows give the better direction. Clips / stimuli / listeners in the last column; "
+        "Arrows give the better direction. N: clips / stimuli / listeners; "
         "a row that hears no EEG is run once per stimulus."
     ]
     if marks & {"*", "**", "***"}:
@@ -260,123 +261,10 @@ def chance(table: Table) -> list[tuple[Column, str]]:
     return [(c, plain(v, c.info.unit, c.places) if v is not None and is_number(v) else "") for c, v in known]
 
 
-def results_frame(run: RunResult) -> pd.DataFrame:
-    """Every stored number of a run, one per row."""
-    role = {system.name: system.role for system in run.systems}
-    rows = [
-        {
-            "run": run.name,
-            "study": run.study,
-            "simulated": run.simulated,
-            "system": r.system,
-            "role": role.get(r.system, ""),
-            "metric": r.metric,
-            "embedder": r.embedder,
-            "subject": r.subject,
-            "value": r.value,
-            "ci_low": r.ci[0] if r.ci else None,
-            "ci_high": r.ci[1] if r.ci else None,
-            "n": r.n,
-            "reason": r.reason,
-            "signature": r.signature,
-        }
-        for r in run.results
-    ]
-    frame = pd.DataFrame(rows)
-    texts = frame.select_dtypes(exclude="number").columns
-    frame[texts] = frame[texts].map(lambda v: clean(v) if isinstance(v, str) else v)
-    return frame
-
-
-def _grid(table: Table) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Header and (role, cells) rows as plain text, shared by every export."""
-    units = [f", {c.info.unit}" if c.info.unit else "" for c in table.columns]
-    header = ["System", *(f"{c.title}{u} {c.arrow}" for c, u in zip(table.columns, units, strict=True))]
-    header.append("Clips / stimuli / listeners")
-    rows = []
-    for row in table.rows:
-        texts = [c.text + c.mark + (f" [{c.interval}]" if c.interval else "") for c in row.cells]
-        texts = [t if not c.note else f"not run ({c.note})" for t, c in zip(texts, row.cells, strict=True)]
-        rows.append((row.role, [clean(row.name, 80), *texts, row.size]))
-    rows.append(("chance", ["chance", *(text or "–" for _, text in chance(table)), ""]))
-    return [clean(h, 80) for h in header], rows
-
-
-def to_markdown(table: Table) -> str:
-    header, rows = _grid(table)
-    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *(cells for _, cells in rows)]
-    text = ["| " + " | ".join(_markdown(cell) for cell in line) + " |" for line in lines]
-    notes = [f"{letter}: not run: {_markdown(reason)}" for letter, reason in table.notes]
-    return "\n\n".join(["\n".join(text), *notes, *map(_markdown, table.legend)]) + "\n"
-
-
-def _markdown(text: str) -> str:
-    for character in "\\`*_[]<>|#":
-        text = text.replace(character, "\\" + character)
-    return " ".join(text.split()) if text.strip("-:") else text
-
-
-LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--",
-    "\N{MINUS SIGN}": "$-$", "\N{NARROW NO-BREAK SPACE}": r"\,", "†": r"\dag{}", "…": r"\dots{}",
-}  # fmt: skip
-
-
-def _latex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in " ".join(text.split()))
-
-
-def to_latex(table: Table) -> str:
-    """A booktabs `tabular`; \\usepackage{booktabs} is all it needs."""
-    header, rows = _grid(table)
-    lines = [r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}", r"\toprule"]
-    lines.append(" & ".join(map(_latex, header)) + r" \\")
-    for _, group in groupby(rows, key=lambda row: row[0]):
-        lines.append(r"\midrule")
-        lines += [" & ".join(map(_latex, cells)) + r" \\" for _, cells in group]
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += ["% " + _latex(f"{letter}: not run: {reason}") for letter, reason in table.notes]
-    lines += ["% " + _latex(text) for text in table.legend]
-    return "\n".join(lines) + "\n"
-
-
-def to_json(table: Table, run: RunResult) -> str:
-    """The headline as data: values in their stored unit (fractions where '%')."""
-    rows = [
-        {
-            "system": clean(row.name),
-            "role": row.role,
-            "cells": {
-                cell.column.key: {
-                    "value": value_of(cell.result),
-                    "ci": cell.result.ci if cell.result and cell.interval else None,
-                    "n": cell.result.n if cell.result else 0,
-                    "mark": cell.mark,
-                    "reason": cell.reason or None,
-                }
-                for cell in row.cells
-            },
-        }
-        for row in table.rows
-    ]
-    known = {c.key: c.info.chance if is_number(c.info.chance) else None for c in table.columns}
-    data = {"run": clean(run.name), "study": clean(run.study), "simulated": run.simulated, "rows": rows, "chance": known}
-    return json.dumps(data, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
-
-
-def to_csv(table: Table) -> str:
-    header, rows = _grid(table)
-    return pd.DataFrame([["role", *header], *([role, *cells] for role, cells in rows)]).to_csv(
-        index=False, header=False, lineterminator="\n"
-    )
-
-
 def size_sentence(run: RunResult) -> str:
     """How much the claim rests on."""
     claim = next((s for s in run.systems if s.name == claim_of(run)), None)
     if claim is None:
         return "The run has no row for the claim."
-    parts = [count(claim.n_examples, "clip"), count(claim.n_stimuli, "stimulus").replace("stimuluss", "stimuli")]
-    return f"{parts[0]} of {parts[1]} heard by {count(claim.n_subjects, 'listener')}"
-
+    clips, stimuli = count(claim.n_examples, "clip"), count(claim.n_stimuli, "stimulus", "stimuli")
+    return f"{clips} of {stimuli} heard by {count(claim.n_subjects, 'listener')}"

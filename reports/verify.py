@@ -86,10 +86,10 @@ def verify(folder: Path, cells: Sequence[str] = ()) -> list[Check]:
     chosen = []
     for cell in cells:
         system, _, metric = cell.partition("/")
-        wanted = [
-            c for c in checks if c.result.system == system and metric in (c.result.metric, f"{c.result.metric}|{c.result.embedder}")
-        ]
+        mine = [c for c in checks if c.result.system == system]
+        wanted = [c for c in mine if metric in (c.result.metric, f"{c.result.metric}|{c.result.embedder}")]
         if not wanted:
-            raise UserError(f"--cell {cell}: {folder / 'results.json'} has no such cell; write system/metric, as in eeg/wer")
+            path = folder / "results.json"
+            raise UserError(f"--cell {cell}: {path} has no such cell; write system/metric, as in eeg/wer")
         chosen += wanted
     return chosen

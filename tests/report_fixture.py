@@ -25,13 +25,12 @@ from eval.results import (
     SystemInfo,
 )
 
-SLOTS = (
-    "Peter Lucy Alan Rachel William Kathy Steven Nina Thomas Hannah".split(),
-    "got sees bought gives sold likes has kept wins wants".split(),
-    "three nine five eight four six two ten twelve seven".split(),
-    "large small old dark heavy green cheap pretty red white".split(),
-    "desks chairs tables toys spoons windows sofas rings flowers houses".split(),
-)
+WORDS = """Peter Lucy Alan Rachel William Kathy Steven Nina Thomas Hannah
+got sees bought gives sold likes has kept wins wants
+three nine five eight four six two ten twelve seven
+large small old dark heavy green cheap pretty red white
+desks chairs tables toys spoons windows sofas rings flowers houses"""
+SLOTS = [line.split() for line in WORDS.splitlines()]
 
 SYSTEMS = {  # name: (role, word error probability, hears EEG, what it is)
     "reference": ("ceiling", 0.04, False, "the true recording"),
@@ -290,7 +289,7 @@ def write_fake_run(folder: Path, fake: Fake | None = None) -> RunResult:
                  for name, (role, _, hears, text) in SYSTEMS.items()],
         metrics=_metrics(fake), results=results, comparisons=comparisons,
         endpoint=_endpoint(results, comparisons, "wer" if fake.has_audio else "retrieval_top1"), stages=_stages(),
-        environment={"python": "3.11.7", "packages": {"torch": "2.13.0", "jiwer": "4.0.0"}, "cpu": "invented", "cores": 2,
+        environment={"python": "3.11.7", "packages": {"torch": "2.13.0"}, "cpu": "invented", "cores": 2,
                      "git": {"sha": "29bbb1a" + "0" * 33, "dirty": False}, "wall_s": {"train": 700.0}},
         provenance={"weights": {"whisper-tiny.en": "1a5afae06a4db91c" * 4}, "data": {"windows": "ab" * 32},
                     "commands": ["python -m eval run --config configs/default.yaml"]},

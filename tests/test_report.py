@@ -1,0 +1,538 @@
+"""The report as files: the finding, the tables, the numbers and what hostile content does to them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jiwer
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_fixture import SYSTEMS, Fake, write_fake_run
+
+from eeg2speech.errors import UserError
+from eval.results import AuditFinding, Comparison, Endpoint, MetricResult, RunResult, load_examples
+from reports import listening, tables
+from reports.__main__ import main
+from reports.build import build, slug
+from reports.finding import find_out, seeds_note, simulation_note
+from reports.formatting import clean, flatten, interval, plain, quantity
+from reports.provenance import checklist, differences
+from reports.verify import check, verify
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("runs") / "fake"
+    write_fake_run(place)
+    return place
+
+
+@pytest.fixture(scope="session")
+def silent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("runs") / "silent"
+    write_fake_run(place, Fake(has_audio=False, simulated=False, name="silent", study="folder"))
+    return place
+
+
+@pytest.fixture(scope="session")
+def run(folder: Path) -> RunResult:
+    return RunResult.load(folder)
+
+
+@pytest.fixture(scope="session")
+def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return build([folder], tmp_path_factory.mktemp("page")).read_text(encoding="utf-8")
+
+
+class Reader(HTMLParser):
+    """What an HTML parser sees: elements, attributes and text, so that escaping is judged as a browser would."""
+
+    VOID = frozenset(("meta", "link", "img", "input", "br"))
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.stack: list[str] = []
+        self.text: list[str] = []
+        self.raw: dict[str, list[str]] = {"script": [], "style": []}
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack, f"</{tag}> closes nothing"
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.stack and self.stack[-1] in self.raw:
+            self.raw[self.stack[-1]].append(data)
+        else:
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join("".join(self.text).split())
+
+
+def test_same_results_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    written = []
+    for name in ("a", "b"):
+        build([folder], tmp_path / name)
+        found = sorted(p for p in (tmp_path / name).rglob("*") if p.is_file())
+        written.append({str(p.relative_to(tmp_path / name)): p.read_bytes() for p in found})
+    assert written[0] == written[1]
+    assert set(written[0]) >= {"index.html", "results.csv", "runs/matrix_fake/headline.tex"}
+
+
+def test_bytes_do_not_depend_on_the_process(folder: Path, tmp_path: Path) -> None:
+    digests = set()
+    for seed in ("1", "2"):
+        command = [sys.executable, "-m", "reports", "build", str(folder), "--output", str(tmp_path / seed)]
+        subprocess.run(command, cwd=ROOT, check=True, env={"PYTHONHASHSEED": seed, "PATH": ""}, capture_output=True)
+        digests.add(hashlib.sha256((tmp_path / seed / "index.html").read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
+def test_markup_is_balanced_and_ids_are_unique(page: str) -> None:
+    reader = Reader(page)
+    assert not reader.stack
+    ids = [a["id"] for _, a in reader.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    targets = {a["href"][1:] for tag, a in reader.elements if (a.get("href") or "").startswith("#") for a in [a]}
+    assert targets <= set(ids)
+
+
+def test_policy_allows_only_the_page_s_own_script_and_style(page: str) -> None:
+    reader = Reader(page)
+    policy = next(a["content"] for t, a in reader.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert "unsafe" not in policy
+    assert "default-src 'none'" in policy
+    script, style = reader.raw["script"][-1], reader.raw["style"][-1]
+    for kind, text in (("script-src", script), ("style-src", style)):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{kind} 'sha256-{digest}'" in policy
+    assert not [a for _, a in reader.elements if "style" in a], "the policy would drop style attributes"
+    assert not [k for _, a in reader.elements for k in a if k.startswith("on")]
+
+
+def test_nothing_on_the_page_leads_off_the_machine(page: str) -> None:
+    addresses = [a.get(k) or "" for _, a in Reader(page).elements for k in ("src", "href")]
+    assert not [x for x in addresses if re.match(r"(https?:)?//", x)]
+
+
+def test_page_links_to_files_that_exist(folder: Path, tmp_path: Path) -> None:
+    for target in (build([folder], tmp_path / "one"),):
+        links = [a.get("href") or "" for _, a in Reader(target.read_text(encoding="utf-8")).elements]
+        relative = [x for x in links if x and not x.startswith(("#", "data:"))]
+        assert relative
+        assert all((target.parent / x).is_file() for x in relative)
+
+
+def test_every_cell_of_the_headline_shows_its_stored_value(page: str, run: RunResult) -> None:
+    words = Reader(page).words
+    for result in run.results:
+        if result.subject is None and result.metric == "wer":
+            assert result.value is not None
+            assert f"{100 * result.value:.1f}" in words
+    for system in SYSTEMS:
+        assert system in words
+    assert "not run: pystoi is not installed: install the eval extra" in words
+    assert "not run: this system hears no EEG" in words
+
+
+def test_simulation_is_said_in_plain_words(page: str, silent: Path, tmp_path: Path) -> None:
+    sentence = "Simulated EEG says nothing about real brains."
+    words = Reader(page).words
+    assert words.index(sentence) < words.index("Retrieval top-1")
+    assert sentence not in Reader(build([silent], tmp_path).read_text(encoding="utf-8")).words
+
+
+def test_a_study_without_audio_says_so(silent: Path, tmp_path: Path) -> None:
+    reader = Reader(build([silent], tmp_path).read_text(encoding="utf-8"))
+    assert "not run: the study has no audio" in reader.words
+    room = reader.words[reader.words.index("Listening room") :]
+    assert room.startswith("Listening room not run: the study has no audio.")
+    assert not [t for t, _ in reader.elements if t == "audio"]
+
+
+def with_endpoint(run: RunResult, **values: object) -> RunResult:
+    return run.model_copy(update={"endpoint": run.endpoint.model_copy(update=values)})
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict", "words"),
+    [
+        ({"gain": 0.2, "ci": (0.1, 0.3), "p": 0.004}, "better", "EEG beats the best control, shuffled, by 20.0 points"),
+        ({"gain": 0.02, "ci": (-0.1, 0.3), "p": 0.4}, "none", "No evidence"),
+        ({"gain": 0.02, "ci": (0.01, 0.3), "p": 0.06}, "none", "No evidence"),
+        ({"gain": 0.02, "ci": (-0.01, 0.3), "p": 0.01}, "none", "No evidence"),
+        ({"gain": 0.2, "ci": None, "p": 0.01}, "none", "No evidence"),
+        ({"gain": 0.2, "ci": (0.1, 0.3), "p": math.nan}, "none", "No evidence"),
+        ({"gain": -0.2, "ci": (-0.3, -0.1), "p": 0.01}, "worse", "EEG is worse than the best control"),
+        ({"gain": None, "reason": "Whisper is absent"}, "missing", "was not computed: Whisper is absent"),
+        ({"gain": math.nan, "reason": None}, "missing", "was not computed: no reason was given"),
+    ],
+)
+def test_the_finding_follows_from_the_numbers(
+    run: RunResult, values: dict[str, object], verdict: str, words: str
+) -> None:
+    values = {"best_floor": "shuffled", "span_share": 0.5, "ceiling": "reconstruction"} | values
+    finding = find_out(with_endpoint(run, **values))
+    assert finding.verdict == verdict
+    assert words in finding.sentence
+    assert ("covering 50 % of the way" in finding.sentence) == (verdict == "better")
+
+
+def test_no_finding_where_the_audit_failed_or_is_missing(run: RunResult) -> None:
+    leak = AuditFinding(check="shared text", passed=False, detail="12 sentences")
+    assert find_out(run).verdict == "better"
+    failed = find_out(run.model_copy(update={"audit": [*run.audit, leak]}))
+    assert failed.verdict == "void"
+    assert "audit failed (shared text)" in failed.sentence
+    assert find_out(run.model_copy(update={"audit": []})).verdict == "void"
+
+
+def test_the_null_run_reports_no_evidence(tmp_path: Path) -> None:
+    run = write_fake_run(tmp_path, Fake(effect=0.0, seconds=0.1, seed=3))
+    assert find_out(run).verdict == "none"
+
+
+def test_seeds_and_simulation_notes(run: RunResult) -> None:
+    assert seeds_note(run).startswith("One training seed (0)")
+    assert "Fewer than three" in seeds_note(run.model_copy(update={"training_seeds": [0, 1]}))
+    assert seeds_note(run.model_copy(update={"training_seeds": [0, 1, 2]})) == "3 training seeds (0, 1, 2)."
+    assert simulation_note(run.model_copy(update={"simulated": False})) == ""
+
+
+def test_embedders_are_columns_of_their_own(run: RunResult) -> None:
+    table = tables.build_table(run)
+    keys = [column.key for column in table.columns]
+    assert keys[0] == "wer"
+    assert {"fad|resemblyzer", "fad|whisper"} <= set(keys)
+    values = {}
+    for column in table.columns:
+        found = tables.find(run, "eeg", column)
+        values[column.key] = found.value if found else None
+    assert values["fad|whisper"] != values["fad|resemblyzer"]
+
+
+def test_marks_need_a_gain_and_a_p_value(run: RunResult) -> None:
+    def marks(**values: object) -> str:
+        base = Comparison(metric="wer", system="shuffled", role="floor", gain=0.1, p=0.001, p_holm=0.001)
+        changed = run.model_copy(update={"comparisons": [base.model_copy(update=values)]})
+        row = next(r for r in tables.build_table(changed).rows if r.name == "shuffled")
+        return row.cells[0].mark
+
+    assert marks() == "**"
+    assert marks(p_holm=0.0004) == "***"
+    assert marks(p_holm=0.2) == "", "the corrected value decides"
+    assert marks(gain=-0.1) == "†"
+    assert marks(gain=None, p=None, p_holm=None) == ""
+
+
+def test_bold_only_where_the_interval_is_apart(run: RunResult) -> None:
+    def best(**intervals: tuple[float, float]) -> list[str]:
+        rows = [
+            MetricResult(system=s, metric="wer", value=sum(ci) / 2, ci=ci, n=1, signature="x")
+            for s, ci in {"reference": (0.0, 0.01), **intervals}.items()
+        ]
+        table = tables.build_table(run.model_copy(update={"results": rows}))
+        return [row.name for row in table.rows if row.cells[0].best]
+
+    assert best(eeg=(0.1, 0.2), regression=(0.3, 0.4), noise=(0.8, 0.9)) == ["eeg"]
+    assert best(eeg=(0.1, 0.35), regression=(0.3, 0.4), noise=(0.8, 0.9)) == []
+
+
+def test_exports_agree_with_the_results(folder: Path, run: RunResult, tmp_path: Path) -> None:
+    build([folder], tmp_path)
+    frame = pd.read_csv(tmp_path / "results.csv")
+    assert len(frame) == len(run.results)
+    stored = [math.nan if r.value is None else r.value for r in run.results]
+    assert frame["value"].to_numpy() == pytest.approx(stored, nan_ok=True, rel=1e-15)
+    place = tmp_path / "runs" / "matrix_fake"
+    data = json.loads((place / "headline.json").read_text())
+    cells = {row["system"]: row["cells"] for row in data["rows"]}
+    for result in run.results:
+        if result.subject is None and result.metric == "wer":
+            assert cells[result.system]["wer"]["value"] == result.value
+    assert len(pd.read_csv(place / "examples.csv")) == len(load_examples(folder))
+    latex = (place / "headline.tex").read_text()
+    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 1
+    body = [line for line in latex.splitlines() if line.endswith(r"\\")]
+    assert len({line.count(" & ") for line in body}) == 1
+    lines = (place / "headline.md").read_text().splitlines()
+    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")}
+    assert len(widths) == 1
+
+
+def test_verify_matches_and_finds_a_changed_number(
+    folder: Path, run: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes = {c.outcome for c in verify(folder)}
+    assert outcomes == {"match", "unchecked"}
+    assert main(["verify", str(folder)]) == 0
+    capsys.readouterr()
+    changed = [
+        r.model_copy(update={"value": r.value + 1e-6})
+        if (r.system, r.metric, r.subject) == ("eeg", "wer", None) and r.value is not None
+        else r
+        for r in run.results
+    ]
+    run.model_copy(update={"results": changed}).save(tmp_path)
+    (tmp_path / "examples.parquet").write_bytes((folder / "examples.parquet").read_bytes())
+    assert main(["verify", str(tmp_path)]) == 1
+    assert "mismatch   eeg/wer " in capsys.readouterr().out
+    assert main(["verify", str(tmp_path), "--cell", "eeg/wer"]) == 1
+    assert main(["verify", str(tmp_path), "--cell", "shuffled/wer"]) == 0
+    assert main(["verify", str(tmp_path), "--cell", "eeg/nonsense"]) == 2
+    assert main(["verify", str(tmp_path), "--cell", "eeg/fad|whisper"]) == 2
+
+
+def test_verify_counts_a_value_without_examples_as_wrong(run: RunResult, folder: Path) -> None:
+    table = load_examples(folder).drop(columns=["wer_n"])
+    outcomes = {c.outcome for c in check(run, table) if c.result.metric == "wer"}
+    assert outcomes == {"mismatch"}
+
+
+def test_checklist_is_computed(run: RunResult, folder: Path) -> None:
+    table = load_examples(folder)
+    items = {item.claim: item.passed for item in checklist(run, check(run, table))}
+    failing = {claim for claim, passed in items.items() if not passed}
+    assert failing == {"At least three training seeds"}
+    worse = run.model_copy(
+        update={
+            "environment": {"git": {"sha": "abc", "dirty": True}},
+            "results": [r.model_copy(update={"signature": "", "reason": None}) for r in run.results],
+            "provenance": {},
+            "audit": [],
+            "endpoint": Endpoint(metric="wer", reason="no floors"),
+        }
+    )
+    items = {item.claim: item.passed for item in checklist(worse, check(worse, table.assign(wer=0.0)))}
+    assert {claim for claim, passed in items.items() if passed} == {
+        "The claim stands between floors and a ceiling",
+        "Every number has a 95 % interval",
+        "Tests against the floors are corrected for their number",
+    }
+
+
+def test_examples_are_chosen_by_the_printed_rule(run: RunResult, folder: Path) -> None:
+    table = load_examples(folder)
+    mine = table[table.system == "eeg"]
+    chosen, rule = listening.choose(run, mine)
+    rates = (mine.wer / mine.wer_n).sort_values().to_numpy()
+    found = {rank: row.wer / row.wer_n for rank, row in chosen}
+    assert found["best"] == rates[0]
+    assert found["worst"] == rates[-1]
+    assert found["median"] == rates[len(rates) // 2]
+    assert len({(row.subject, row.stimulus_id) for _, row in chosen}) == 4
+    assert "WER" in rule
+    again, _ = listening.choose(run, mine.sample(frac=1, random_state=1))
+    assert [(k, r.subject, r.stimulus_id) for k, r in again] == [(k, r.subject, r.stimulus_id) for k, r in chosen]
+
+
+words = st.lists(st.sampled_from(["one", "two", "three", "four", "five"]), max_size=7)
+
+
+@given(words, words)
+def test_word_diff_has_the_fewest_edits_and_loses_no_word(said: list[str], heard: list[str]) -> None:
+    diff = listening.align(" ".join(said), " ".join(heard))
+    assert " ".join(d.reference for d in diff if d.reference).split() == said
+    assert " ".join(d.hypothesis for d in diff if d.hypothesis).split() == heard
+    edits = sum(max(len(d.reference.split()), len(d.hypothesis.split())) for d in diff if d.kind != "equal")
+    if said:
+        expected = jiwer.process_words(" ".join(said), " ".join(heard)) if heard else None
+        counted = len(said) if expected is None else expected.substitutions + expected.deletions + expected.insertions
+        assert edits == counted
+
+
+def test_wavs_outside_the_run_folder_are_not_read(folder: Path, run: RunResult, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.wav"
+    secret.write_bytes(next((folder / "wavs").glob("*.wav")).read_bytes())
+    table = load_examples(folder)
+    for wav in (str(secret), "../../secret.wav", "wavs/absent.wav"):
+        room = listening.build_room(folder, run, table.assign(wav=wav))
+        clips = [clip for example in room.examples for clip in example.clips]
+        assert clips
+        assert not [clip for clip in clips if clip.audio]
+        assert all(clip.reason for clip in clips)
+
+
+def test_sounds_are_left_out_when_the_page_grows_too_large(
+    folder: Path, run: RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "AUDIO_BUDGET_BYTES", 50_000)
+    room = listening.build_room(folder, run, load_examples(folder))
+    clips = [clip for example in room.examples for clip in example.clips]
+    held = sum(len(base64.b64decode(clip.audio.partition(",")[2])) - 44 for clip in clips)
+    assert 0 < held <= 50_000
+    assert any("left out" in clip.reason for clip in clips)
+
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{7*7}}\u202e\u0000\x1b$x^2$\\"
+LONG = "A" * 10_000
+
+
+def hostile_run(folder: Path, place: Path) -> RunResult:
+    """The fake run with hostile text in every field that a user's data can reach."""
+    run = RunResult.load(folder)
+    table = load_examples(folder)
+    evil = {"eeg": "eeg", **{name: HOSTILE + name for name in SYSTEMS if name not in ("eeg", "shuffled")}}
+    table = table.assign(
+        system=table.system.map(lambda s: evil.get(s, s)),
+        subject=table.subject.map(lambda s: s and s + HOSTILE),
+        hypothesis=[None, math.nan, LONG, HOSTILE] * (len(table) // 4),
+        reference=HOSTILE,
+        stimulus_id=table.stimulus_id + HOSTILE,
+    )
+    place.mkdir()
+    table.to_parquet(place / "examples.parquet")
+    (place / "wavs").symlink_to(folder / "wavs")
+
+    def swap(record: MetricResult) -> MetricResult:
+        subject = record.subject and record.subject + HOSTILE
+        changed = {"system": evil.get(record.system, record.system), "subject": subject, "signature": HOSTILE}
+        changed |= {"value": math.nan} if record.metric == "mel_correlation" else {}
+        return record.model_copy(update=changed | ({"reason": LONG + HOSTILE} if record.value is None else {}))
+
+    systems = [s.model_copy(update={"name": evil.get(s.name, s.name), "description": LONG}) for s in run.systems]
+    nasty = run.model_copy(
+        update={
+            "name": "../../" + HOSTILE,
+            "study": HOSTILE + LONG,
+            "config": {HOSTILE: {LONG: HOSTILE, "none": None, "nan": math.nan, "empty": {}, "list": [HOSTILE, [1]]}},
+            "data": {HOSTILE: LONG},
+            "environment": {HOSTILE: HOSTILE},
+            "provenance": {HOSTILE: HOSTILE, "default_config": {HOSTILE: LONG}},
+            "audit": [AuditFinding(check=HOSTILE, passed=True, detail=LONG)],
+            "systems": systems,
+            "results": [swap(r) for r in run.results],
+            "metrics": [m.model_copy(update={"label": HOSTILE + m.label, "definition": LONG}) for m in run.metrics],
+            "comparisons": [c.model_copy(update={"gain": math.nan, "reason": HOSTILE}) for c in run.comparisons],
+            "stages": [s.model_copy(update={"name": HOSTILE}) for s in run.stages[:1]],
+        }
+    )
+    nasty.save(place)
+    return nasty
+
+
+def test_hostile_content_is_text(folder: Path, tmp_path: Path) -> None:
+    hostile_run(folder, tmp_path / "nasty")
+    page = build([tmp_path / "nasty"], tmp_path / "out")
+    text = page.read_text(encoding="utf-8")
+    reader = Reader(text)
+    assert not reader.stack
+    assert [t for t, _ in reader.elements].count("script") == 2
+    assert len(reader.raw["script"]) == 2
+    json.loads(reader.raw["script"][0])
+    assert not [a for t, a in reader.elements if t == "img" and a.get("src") == "x"]
+    assert not [k for _, a in reader.elements for k in a if k.startswith("on")]
+    assert "alert(1)" in reader.words
+    assert "{{7*7}}" in reader.words
+    assert "A" * 2000 not in text
+    assert not {"\x00", "\x1b", "\u202e"} & set(text)
+    inside = {p.relative_to(tmp_path / "out").parts[0] for p in (tmp_path / "out").rglob("*")}
+    assert inside == {"index.html", "results.csv", "runs"}
+    latex = next((tmp_path / "out").rglob("headline.tex")).read_text()
+    assert "^" not in latex
+    assert not re.search(r"(?<!\\)[_#]", latex)
+
+
+@given(st.text())
+def test_slug_stays_in_its_folder(name: str) -> None:
+    assert re.fullmatch(r"[A-Za-z0-9_-]{1,80}", slug(name))
+
+
+def test_several_runs_are_rows_and_never_averaged(folder: Path, silent: Path, tmp_path: Path) -> None:
+    page = build([folder, silent], tmp_path)
+    reader = Reader(page.read_text(encoding="utf-8"))
+    assert not reader.stack
+    assert "never averaged" in reader.words
+    links = [a["href"] for t, a in reader.elements if t == "a" and (a.get("href") or "").startswith("runs/")]
+    assert links == ["runs/matrix_fake/index.html", "runs/silent/index.html"]
+    for link in links:
+        own = Reader((tmp_path / str(link)).read_text(encoding="utf-8"))
+        relative = [a.get("href") or "" for _, a in own.elements]
+        relative = [x for x in relative if x and not x.startswith(("#", "data:"))]
+        assert all((tmp_path / str(link)).parent.joinpath(x).is_file() for x in relative)
+    assert set(pd.read_csv(tmp_path / "results.csv")["run"]) == {"matrix_fake", "silent"}
+    with pytest.raises(UserError, match="two of the run folders"):
+        build([folder, folder], tmp_path / "twice")
+
+
+def test_configurations_are_compared_key_by_key() -> None:
+    a = {"x": 1, "y": {"z": [1, 2], "same": 0}}
+    b = {"x": 1, "y": {"z": [1, 3], "same": 0, "new": None}}
+    assert differences(a, b) == [("y.z", "1, 2", "1, 3"), ("y.new", "absent", "not set")]
+    assert flatten({"a": {}, "b": [{"c": 1}]}) == [("a", "(empty)"), ("b[0].c", "1")]
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [(0.2564, "%", "25.6"), (1.103, "%", "110.3"), (-0.00001, "%", "0.0"), (-0.5, "%", "−50.0"), (0.0123, "", "0.012"),
+     (12.34, "dB", "12.3"), (1234567.0, "", "1,234,567.0")],
+)  # fmt: skip
+def test_numbers_read_as_a_reader_expects(value: float, unit: str, text: str) -> None:
+    assert plain(value, unit) == text
+
+
+def test_units_and_intervals() -> None:
+    assert quantity(1.103, "%") == "110.3\u202f%"
+    assert interval((-0.05, 0.123), "%") == "−5.0 to 12.3"
+    assert clean("a\x00b\ud800") == "a\ufffdb?"
+    assert clean("x" * 50, 10) == "x" * 10 + "… (50 characters)"
+
+
+@pytest.mark.parametrize("broken", ["absent", "not json", "schema", "field", "parquet", "columns"])
+def test_a_broken_run_folder_is_one_sentence(
+    folder: Path, tmp_path: Path, broken: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "run"
+    place.mkdir()
+    raw = json.loads((folder / "results.json").read_text())
+    raw |= {"schema_version": 99} if broken == "schema" else {"simulated": "perhaps"} if broken == "field" else {}
+    if broken != "absent":
+        (place / "results.json").write_text("{" if broken == "not json" else json.dumps(raw))
+    if broken == "parquet":
+        (place / "examples.parquet").write_text("not parquet")
+    else:
+        table = load_examples(folder)
+        (table.drop(columns="subject") if broken == "columns" else table).to_parquet(place / "examples.parquet")
+    assert main(["build", str(place), "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert ("examples.parquet" if broken in ("parquet", "columns") else "results.json") in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_five_thousand_examples_render_in_time(folder: Path, run: RunResult, tmp_path: Path) -> None:
+    table = load_examples(folder)
+    copies = -(-5000 // len(table[table.system == "eeg"]))
+    parts = [table.assign(stimulus_id=table.stimulus_id + f"-{k}") for k in range(copies)]
+    pd.concat(parts, ignore_index=True).to_parquet(tmp_path / "examples.parquet")
+    (tmp_path / "wavs").symlink_to(folder / "wavs")
+    run.save(tmp_path)
+    start = time.perf_counter()
+    page = build([tmp_path], tmp_path / "out")
+    assert time.perf_counter() - start < 30
+    assert page.stat().st_size < 10_000_000
