@@ -12,6 +12,7 @@ import pandas as pd
 
 from eeg2speech import __version__
 from eeg2speech.audio import SAMPLE_RATE
+from eeg2speech.errors import UserError
 from eval.results import MetricInfo
 
 
@@ -121,7 +122,16 @@ def no_sound(test: TestSet, output: SystemOutput) -> str | None:
 
 
 def sound(owner: TestSet | SystemOutput) -> np.ndarray:
-    """The waveforms, where `no_sound` has been asked."""
+    """The waveforms, where `no_sound` has been asked.
+
+    Raises UserError that lists the clips holding NaN or infinity: none may drop out silently.
+    """
     if owner.waveform is None:
         raise ValueError("there is no sound here: ask no_sound first")
+    broken = [i for i, clip in enumerate(owner.waveform) if not np.isfinite(clip).all()]
+    if broken:
+        rows = owner.stimuli.assign(subject="") if isinstance(owner, TestSet) else owner.rows
+        named = [f"{r.subject}/{r.stimulus_id}".strip("/") for r in rows.iloc[broken].itertuples()]
+        source = "the study" if isinstance(owner, TestSet) else owner.system
+        raise UserError(f"{source}: these clips hold NaN or infinity, replace them: {', '.join(named)}")
     return owner.waveform

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -91,7 +92,9 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma
     Raises ValueError where its matrix square root, which is complex, is not real.
     """
     fad = object.__new__(_package())  # the method uses no state; the constructor would load a model
-    return float(fad.calculate_frechet_distance(mu1, sigma1, mu2, sigma2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # sqrtm(disp=): the project holds SciPy below 1.18
+        return float(fad.calculate_frechet_distance(mu1, sigma1, mu2, sigma2))
 
 
 def statistics_of(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -115,7 +118,7 @@ def missing_weights(name: str, folder: Path | None) -> str | None:
     if not weight_file(name, folder).exists():
         return f"weights absent: {weight_file(name, folder)} does not exist"
     if name == "vggish" and not (folder / "harritaylor_torchvggish_master").is_dir():
-        return f"weights absent: {folder} lacks harritaylor_torchvggish_master, torch.hub's copy of harritaylor/torchvggish"
+        return f"weights absent: {folder} lacks harritaylor_torchvggish_master, a copy of harritaylor/torchvggish"
     return None
 
 

@@ -12,7 +12,7 @@ from eval.results import MetricInfo
 
 N_CEPSTRA = 13
 DB = 10 / np.log(10) * np.sqrt(2)
-"""Cepstra of log magnitude in nepers to decibels of distortion (Kubichek, eq. 1)."""
+"""Distance of cepstra of the natural log magnitude to dB: the RMS difference of the smoothed spectra."""
 
 
 def cepstra(mel: np.ndarray) -> np.ndarray:
@@ -58,8 +58,8 @@ class MelCepstralDistortion(RatioMetric):
             unit="dB",
             higher_is_better=False,
             per_example=True,
-            definition="Mel-cepstral distortion (Kubichek 1993) of 13 cepstra without the level, over the speech frames "
-            "of the true clip"
+            definition="Mel-cepstral distortion (Kubichek 1993) of 13 cepstra without the level, over the speech "
+            "frames of the true clip"
             + (", after dynamic time warping of the clips cut to that stretch." if warped else ", frame by frame."),
         )
 

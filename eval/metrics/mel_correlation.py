@@ -33,7 +33,7 @@ def speech_frames(mel: np.ndarray) -> np.ndarray:
 
 
 def mel_correlation(true: np.ndarray, generated: np.ndarray) -> np.ndarray:
-    """(n, T, K) log-mels -> (n,): Pearson's r within each band over the speech frames of the true clip, mean over bands.
+    """(n, T, K) log-mels -> (n,): mean over bands of Pearson's r over the true clip's speech frames.
 
     Within a band, so that the average spectrum of speech, which any system knows, earns nothing. A
     band that does not vary in the generated clip counts 0, one that does not vary in the true clip

@@ -181,7 +181,7 @@ class MedianRank(Metric):
         unit="",
         higher_is_better=False,
         per_example=False,
-        definition="Median over EEG windows of the rank of the true speech among all distinct test stimuli, 1 the best.",
+        definition="Median over EEG windows of the rank of the true speech among all distinct test stimuli; 1 is best.",
     )
 
     def __init__(self, scorers: Scorers, n_resamples: int = 10_000, seed: int = 0) -> None:

@@ -76,6 +76,6 @@ def estoi() -> TorchMetricsAudio:
         unit="",
         higher_is_better=True,
         per_example=True,
-        definition="Extended short-time objective intelligibility (Jensen & Taal, IEEE/ACM TASLP 2016) of each clip, mean.",
+        definition="Extended short-time objective intelligibility (Jensen & Taal, TASLP 2016), mean over clips.",
     )
     return TorchMetricsAudio("ShortTimeObjectiveIntelligibility", info, extended=True)

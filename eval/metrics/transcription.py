@@ -9,7 +9,7 @@ the signature shows, and not the default.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -165,7 +165,7 @@ def load_whisper(checkpoint: Path, audio_context_s: float = 30.0) -> Whisper:
 
 
 @lru_cache
-def _normaliser() -> object:
+def _normaliser() -> Callable[[str], str]:
     from whisper.normalizers import EnglishTextNormalizer
 
     return EnglishTextNormalizer()
@@ -173,8 +173,12 @@ def _normaliser() -> object:
 
 @lru_cache(maxsize=100_000)
 def normalise(text: str) -> str:
-    """Whisper's English normaliser: case, punctuation, spelling, and numbers as digits ("seven" -> "7")."""
-    return _normaliser()(text)  # type: ignore[operator]
+    """Whisper's English normaliser: case, punctuation, spelling, and numbers as digits ("seven" -> "7").
+
+    Without a letter or digit it is the empty string, where the normaliser leaves "." of "...".
+    """
+    found = _normaliser()(text).strip()
+    return found if any(map(str.isalnum, found)) else ""
 
 
 SILENCE_DBFS = -50.0
