@@ -63,7 +63,7 @@ def slug(name: str) -> str:
 
 def export(run: RunResult, examples: pd.DataFrame, place: Path) -> None:
     """The headline table as LaTeX, Markdown, CSV and JSON, and the per-example table as CSV."""
-    table = tables.build_table(run)
+    table = tables.build_table(run).only(tables.headline_columns(run))
     write_atomically(place / "headline.tex", exports.to_latex(table))
     write_atomically(place / "headline.md", exports.to_markdown(table))
     write_atomically(place / "headline.csv", exports.to_csv(table))
@@ -74,7 +74,7 @@ def export(run: RunResult, examples: pd.DataFrame, place: Path) -> None:
 def report(folder: Path, run: RunResult, examples: pd.DataFrame, links: str) -> str:
     """The page of one run; `links` leads from the page to the run's exported tables."""
     table = tables.build_table(run)
-    headline = table.first(tables.HEADLINE_COLUMNS)
+    headline = table.only(tables.headline_columns(run))
     checks = check(run, examples)
     pictures = [figures.per_subject(run), figures.rank_histogram(run, examples), figures.error_shares(run, examples)]
     curves = [figures.training_curve(stage, index) for index, stage in enumerate(run.stages)]

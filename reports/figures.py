@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from markupsafe import Markup
 from eval.results import RunResult, StageSummary
 from reports.formatting import clean, count, duration, is_number, label, plain
 from reports.svg import PALETTE, figure, inline, style
-from reports.tables import ROLES, Column, claim_of, columns, find, value_of
+from reports.tables import ROLES, Column, claim_of, columns, find, headline_columns, value_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ def _ordered(run: RunResult) -> list[tuple[str, str]]:
 def floor_to_ceiling(run: RunResult, limit: int = 4) -> list[Picture]:
     """One panel per metric: every row with its interval, the span between best floor and ceiling shaded."""
     pictures: list[Picture] = []
-    for index, column in enumerate(columns(run)):
+    for index, column in enumerate(headline_columns(run)):
         rows = [(name, role, find(run, name, column)) for name, role in _ordered(run)]
         known = [(name, role, r) for name, role, r in rows if r is not None and value_of(r) is not None]
         if len(known) >= 2 and len(pictures) < limit:
@@ -159,7 +160,7 @@ def rank_histogram(run: RunResult, examples: pd.DataFrame) -> Picture | None:
     shown = [name for name in (claim, floor) if name is not None and name in set(frame.system)]
     if not shown:
         return None
-    top = int(frame["rank"].max())
+    top = math.ceil(frame["rank"].max())
     width = -(-top // 24)
     bins = -(-top // width)
     with style():

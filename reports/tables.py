@@ -18,6 +18,9 @@ from reports.formatting import clean, count, interval, is_number, places, plain,
 ROLES = {"ceiling": "Ceilings", "claim": "The claim", "rival": "Rivals", "floor": "Floors"}
 """Order and headings of the groups of rows."""
 
+HEADLINE = ("wer", "top1", "top10", "fad", "kad", "mel_correlation", "estoi")
+"""Metrics that go into the headline table after the primary endpoint, where a run has them."""
+
 HEADLINE_COLUMNS = 6
 NO_RESULT = "no result was stored for this system and metric"
 
@@ -84,12 +87,13 @@ class Table:
     def groups(self) -> list[tuple[str, list[Row]]]:
         return [(key, list(rows)) for key, rows in groupby(self.rows, key=lambda row: row.role)]
 
-    def first(self, number: int) -> Table:
-        """The same table with the first columns only, and only the notes that they need."""
-        rows = tuple(replace(row, cells=row.cells[:number]) for row in self.rows)
+    def only(self, chosen: Sequence[Column]) -> Table:
+        """The same table with some of its columns, and only the notes that they need."""
+        places = [self.columns.index(column) for column in chosen]
+        rows = tuple(replace(row, cells=tuple(row.cells[i] for i in places)) for row in self.rows)
         used = {cell.note for row in rows for cell in row.cells}
         notes = tuple(note for note in self.notes if note[0] in used)
-        return replace(self, columns=self.columns[:number], rows=rows, notes=notes)
+        return replace(self, columns=tuple(chosen), rows=rows, notes=notes)
 
 
 def load_run(folder: Path) -> tuple[RunResult, pd.DataFrame]:
@@ -130,6 +134,18 @@ def columns(run: RunResult) -> list[Column]:
     pairs = [(info, embedder) for info in run.metrics for embedder in found[info.name] or [None]]
     result = [Column(info, embedder, _places(run, info, embedder)) for info, embedder in pairs]
     return sorted(result, key=lambda column: run.endpoint.metric not in (column.info.name, column.key))
+
+
+def headline_columns(run: RunResult) -> list[Column]:
+    """The endpoint, then `HEADLINE` under the first embedder that ran, then the run's own order."""
+    found = columns(run)
+    claim = claim_of(run)
+    chosen = found[:1]
+    for name in (*HEADLINE, *(column.info.name for column in found)):
+        same = [column for column in found if column.info.name == name]
+        if same and name not in [column.info.name for column in chosen]:
+            chosen.append(next((c for c in same if value_of(find(run, claim, c)) is not None), same[0]))
+    return chosen[:HEADLINE_COLUMNS]
 
 
 def _places(run: RunResult, info: MetricInfo, embedder: str | None) -> int:

@@ -138,8 +138,8 @@ def _row(
     if SYSTEMS[system][2]:
         n = fake.n_stimuli
         rank = 1 + int(min(n - 1, rng.integers(0, n) * min(1.0, (p_error / 0.9) ** 1.5)))
-        row |= {"rank": float(rank), "retrieval_top1": float(rank == 1), "retrieval_top1_n": 1.0}
-        row |= {"retrieval_top5": float(rank <= 5), "retrieval_top5_n": 1.0}
+        row |= {"rank": float(rank), "top1": float(rank == 1), "top1_n": 1.0}
+        row |= {"top5": float(rank <= 5), "top5_n": 1.0}
     return row
 
 
@@ -155,10 +155,10 @@ def _metrics(fake: Fake) -> list[MetricInfo]:
                    chance_reason="ten words a slot: a guess is wrong nine times in ten",
                    definition="Word error rate of Whisper tiny.en after its English normaliser: summed edits over "
                               "summed reference words (Radford et al., 2023)."),
-        MetricInfo(name="retrieval_top1", label="Retrieval top-1", unit="%", higher_is_better=True, per_example=True,
+        MetricInfo(name="top1", label="Top-1", unit="%", higher_is_better=True, per_example=True,
                    chance=1 / n, chance_reason=f"1 of {n} unique candidates",
                    definition="Share of windows whose own speech ranks first (Défossez et al., 2023, eq. 2)."),
-        MetricInfo(name="retrieval_top5", label="Retrieval top-5", unit="%", higher_is_better=True, per_example=True,
+        MetricInfo(name="top5", label="Top-5", unit="%", higher_is_better=True, per_example=True,
                    chance=5 / n, chance_reason=f"5 of {n} unique candidates",
                    definition="Share of windows whose own speech ranks among the first five."),
         MetricInfo(name="fad", label="FAD", unit="", higher_is_better=False, per_example=False,
@@ -196,9 +196,9 @@ def _results(fake: Fake, frame: pd.DataFrame, rng: np.random.Generator) -> list[
             reason = None
             if info.name == "estoi" and fake.has_audio:
                 reason = "pystoi is not installed: install the eval extra"
-            elif not fake.has_audio and "retrieval" not in info.name:
+            elif not fake.has_audio and "top" not in info.name:
                 reason = silent
-            elif not hears and "retrieval" in info.name:
+            elif not hears and "top" in info.name:
                 reason = "this system hears no EEG"
             if reason:
                 rows.append(MetricResult(**common, reason=reason))
@@ -216,7 +216,7 @@ def _results(fake: Fake, frame: pd.DataFrame, rng: np.random.Generator) -> list[
 
 def _comparisons(fake: Fake, frame: pd.DataFrame, rng: np.random.Generator) -> list[Comparison]:
     rows = []
-    for metric in ("wer", "retrieval_top1", "retrieval_top5"):
+    for metric in ("wer", "top1", "top5"):
         sign = -1 if metric == "wer" else 1
         if metric not in frame:
             continue
@@ -288,7 +288,7 @@ def write_fake_run(folder: Path, fake: Fake | None = None) -> RunResult:
                             n_stimuli=int(sizes.stimuli[name]), n_subjects=fake.n_subjects if hears else 0)
                  for name, (role, _, hears, text) in SYSTEMS.items()],
         metrics=_metrics(fake), results=results, comparisons=comparisons,
-        endpoint=_endpoint(results, comparisons, "wer" if fake.has_audio else "retrieval_top1"), stages=_stages(),
+        endpoint=_endpoint(results, comparisons, "wer" if fake.has_audio else "top1"), stages=_stages(),
         environment={"python": "3.11.7", "packages": {"torch": "2.13.0"}, "cpu": "invented", "cores": 2,
                      "git": {"sha": "29bbb1a" + "0" * 33, "dirty": False}, "wall_s": {"train": 700.0}},
         provenance={"weights": {"whisper-tiny.en": "1a5afae06a4db91c" * 4}, "data": {"windows": "ab" * 32},

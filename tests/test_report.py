@@ -163,7 +163,7 @@ def test_every_cell_of_the_headline_shows_its_stored_value(page: str, run: RunRe
 def test_simulation_is_said_in_plain_words(page: str, silent: Path, tmp_path: Path) -> None:
     sentence = "Simulated EEG says nothing about real brains."
     words = Reader(page).words
-    assert words.index(sentence) < words.index("Retrieval top-1")
+    assert words.index(sentence) < words.index("Top-1")
     assert sentence not in Reader(build([silent], tmp_path).read_text(encoding="utf-8")).words
 
 
@@ -234,6 +234,15 @@ def test_embedders_are_columns_of_their_own(run: RunResult) -> None:
         found = tables.find(run, "eeg", column)
         values[column.key] = found.value if found else None
     assert values["fad|whisper"] != values["fad|resemblyzer"]
+
+
+def test_the_headline_mixes_kinds_of_metrics(run: RunResult) -> None:
+    keys = [column.key for column in tables.headline_columns(run)]
+    assert keys == ["wer", "top1", "fad|resemblyzer", "mel_correlation", "estoi", "top5"]
+    absent = [r.model_copy(update={"value": None}) if r.embedder == "resemblyzer" else r for r in run.results]
+    keys = [c.key for c in tables.headline_columns(run.model_copy(update={"results": absent}))]
+    assert "fad|whisper" in keys
+    assert "fad|resemblyzer" not in keys
 
 
 def test_marks_need_a_gain_and_a_p_value(run: RunResult) -> None:
