@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from pathlib import Path
@@ -29,10 +30,15 @@ from eval.metrics.frechet import (
 )
 from eval.metrics.kernel import KAD, KernelAudioDistance, kernel_distance
 from eval.metrics.scorers import Scorers
+from eval.metrics.yamnet import YAMNet, same_convolution
 from eval.weights import RESEMBLYZER
 from tests.metrics_fixture import make_test, per_listener, per_stimulus, permuted, tones
 
 needs_package = pytest.mark.skipif(not frechet_package.available(), reason=frechet_package.HOW_TO_ADD)
+YAMNET = Path(
+    os.environ.get("EEG2SPEECH_YAMNET")
+    or Path(__file__).parents[2] / "shared" / "weights" / "yamnet_audio_classifier_with_metadata.tflite"
+)
 needs_resemblyzer = pytest.mark.skipif(RESEMBLYZER.locate() is None, reason="Resemblyzer is not installed")
 
 
@@ -267,3 +273,36 @@ def test_resemblyzer_by_values_of_the_package(batch_size: int) -> None:
     found = Resemblyzer(batch_size).embed(tones(2, 48_000))[:, 0]
     assert found[0, [246, 168, 144, 189, 122]] == pytest.approx([0.37203, 0.26322, 0.2229, 0.17497, 0.16989], abs=1e-3)
     assert found[1, [36, 168, 122, 213, 164]] == pytest.approx([0.2757, 0.27001, 0.22442, 0.22096, 0.21165], abs=1e-3)
+
+
+@pytest.mark.parametrize(("height", "width", "stride"), [(6, 4, 2), (5, 7, 2), (4, 4, 1)])
+def test_padding_same_by_brute_force(height: int, width: int, stride: int) -> None:
+    """TensorFlow's rule: ceil(size / stride) outputs, the smaller half of the padding above and to the left."""
+    rng = np.random.default_rng(0)
+    x, kernel, bias = rng.normal(size=(1, 2, height, width)), rng.normal(size=(3, 3, 3, 2)), rng.normal(size=3)
+    rows, columns = -(-height // stride), -(-width // stride)
+    above, left = (((n - 1) * stride + 3 - size) // 2 for n, size in ((rows, height), (columns, width)))
+    expected = np.zeros((3, rows, columns)) + bias[:, None, None]
+    for i, j, u, v in np.ndindex(rows, columns, 3, 3):
+        r, c = i * stride + u - above, j * stride + v - left
+        if 0 <= r < height and 0 <= c < width:
+            expected[:, i, j] += kernel[:, u, v] @ x[0, :, r, c]
+    found = same_convolution(*map(torch.from_numpy, (x, kernel, bias)), stride)
+    assert np.allclose(found[0], expected)
+
+
+@pytest.mark.skipif(not YAMNET.exists(), reason="YAMNet's file is not at EEG2SPEECH_YAMNET")
+def test_yamnet_knows_noise_and_a_sine_and_ranks_degradation() -> None:
+    """Its own classifier on its features: AudioSet: 507 noise, 509 static, 514 white noise, 475 beep."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(1, 16_000)).astype(np.float32) * 0.1
+    sine = 0.3 * np.sin(2 * np.pi * 1_000 * np.arange(16_000) / 16_000, dtype=np.float32)[None]
+    yamnet = YAMNet(YAMNET, 2)
+    heard = [yamnet.network.classes(torch.from_numpy(yamnet.embed(x)[0]).float())[0] for x in (noise, sine)]
+    assert set(heard[0].topk(3).indices.tolist()) == {507, 509, 514}
+    assert heard[1].argmax() == 475
+    clips = tones(8, 32_000)
+    embedded = [yamnet.embed(clips + s * rng.normal(size=clips.shape).astype(np.float32)) for s in (0, 1e-3, 1e-1)]
+    clean, mild, heavy = (e.reshape(-1, 1024) for e in embedded)
+    assert frechet_distance_of_samples(clean, mild) < frechet_distance_of_samples(clean, heavy)
+    assert np.allclose(YAMNet(YAMNET, 8).embed(clips), embedded[0], atol=1e-4)

@@ -80,7 +80,7 @@ class MetricsConfig(Config):
         default=tuple(METRICS), description="names above, or torchmetrics:<class of torchmetrics.audio>"
     )
     embedders: tuple[str, ...] = Field(
-        default=("resemblyzer", "whisper", "vggish", "clap"), description="for FAD and KAD, one row each"
+        default=("resemblyzer", "whisper", "yamnet", "vggish", "clap"), description="for FAD and KAD, one row each"
     )
     transcription: TranscriptionOptions = TranscriptionOptions()
     embedding: EmbedderOptions = EmbedderOptions()

@@ -169,7 +169,10 @@ def _batches(waveforms: np.ndarray, size: int) -> list[Tensor]:
 
 def build_embedder(name: str, options: EmbedderOptions, transcriber: Transcriber) -> Embedder:
     """Raises UserError where the name is unknown."""
+    from eval.metrics.yamnet import YAMNet
+
     makers: dict[str, Callable[[], Embedder]] = {
+        "yamnet": lambda: YAMNet(options.yamnet, options.batch_size),
         "resemblyzer": lambda: Resemblyzer(options.batch_size),
         "whisper": lambda: WhisperEncoder(transcriber),
         **{n: partial(PackageEmbedder, n, options) for n in ("vggish", "pann", "clap", "encodec")},

@@ -54,10 +54,10 @@ def frechet_distance_of_samples(x: np.ndarray, y: np.ndarray) -> float:
 def package_or_own(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> tuple[float, str]:
     """The distance, and whose arithmetic gave it: frechet-audio-distance's where it is installed and can.
 
-    It cannot beyond 512 dimensions (its complex square root takes minutes) and where its root is not
+    It is not asked beyond 384 dimensions (its complex square root takes seconds to minutes) and where its root is not
     real (nearly singular covariances); ours agrees with it to 1e-6 wherever both are well-conditioned.
     """
-    if frechet_package.available() and len(mu1) <= 512:
+    if frechet_package.available() and len(mu1) <= 384:
         try:
             return max(0.0, frechet_package.frechet_distance(mu1, sigma1, mu2, sigma2)), frechet_package.version()
         except ValueError as error:
