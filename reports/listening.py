@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -183,8 +184,9 @@ def _sound(folder: Path, wav: Any, budget: list[int]) -> tuple[np.ndarray | None
     """(waveform, log-mel (T, 64), reason); the first two are None where there is nothing to hear."""
     if not isinstance(wav, str) or not wav:
         return None, None, "no sound was stored"
-    path = (folder / wav).resolve()
-    if not path.is_relative_to(folder.resolve()):
+    # By name only: a user may keep the sounds on another disk behind a link.
+    path = Path(os.path.normpath(folder / wav))
+    if not path.is_relative_to(os.path.normpath(folder)):
         return None, None, f"{clean(wav, 120)} lies outside the run folder and was not read"
     import torch
 

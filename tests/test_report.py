@@ -456,6 +456,7 @@ def test_hostile_content_is_text(folder: Path, tmp_path: Path) -> None:
     json.loads(reader.raw["script"][0])
     assert not [a for t, a in reader.elements if t == "img" and a.get("src") == "x"]
     assert not [k for _, a in reader.elements for k in a if k.startswith("on")]
+    assert [t for t, _ in reader.elements].count("audio") >= 8
     assert "alert(1)" in reader.words
     assert "{{7*7}}" in reader.words
     assert "A" * 2000 not in text
@@ -545,3 +546,4 @@ def test_five_thousand_examples_render_in_time(folder: Path, run: RunResult, tmp
     page = build([tmp_path], tmp_path / "out")
     assert time.perf_counter() - start < 30
     assert page.stat().st_size < 10_000_000
+    assert "data:audio/wav" in page.read_text(encoding="utf-8")
