@@ -134,7 +134,11 @@ def load_model(name: str, folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     if reason:
         raise UserError(f"metrics.embedders: {name}: {reason}")
     rate = _WEIGHTS[name][1]
-    fad = _package(with_clap=name == "clap")(ckpt_dir=str(folder), model_name=name, sample_rate=rate)
+    hub = torch.hub.get_dir()
+    try:
+        fad = _package(with_clap=name == "clap")(ckpt_dir=str(folder), model_name=name, sample_rate=rate)
+    finally:
+        torch.hub.set_dir(hub)  # the package moves torch.hub to its own folder for the whole process
 
     def embed(waveform: np.ndarray) -> np.ndarray:
         divisor = int(np.gcd(rate, SAMPLE_RATE))
