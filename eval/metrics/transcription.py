@@ -8,6 +8,7 @@ the signature shows, and not the default.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class Transcriber:
     def __init__(self, options: TranscriptionOptions, cache: Path) -> None:
         self.options = options
         self._cache = cache
+        self._heard: dict[bytes, tuple[Transcript, np.ndarray]] = {}
 
     @cached_property
     def checkpoint(self) -> Path:
@@ -98,19 +100,32 @@ class Transcriber:
         return self.listen(waveforms).transcripts
 
     def listen(self, waveforms: np.ndarray) -> Heard:
-        """(n, N) float32 at 16 kHz -> transcripts and encoder states.
+        """(n, N) float32 at 16 kHz -> transcripts and encoder states. A clip heard before is not heard again.
 
         Raises UserError where the clips are longer than the encoder's context.
         """
-        import torch
-        from whisper.decoding import DecodingOptions, decode
-
         duration_s = waveforms.shape[1] / SAMPLE_RATE
         if duration_s > self.options.audio_context_s:
             raise UserError(
                 f"transcription.audio_context_s is {self.options.audio_context_s:g}, clips last {duration_s:g} s: "
                 "raise it (to 30 at most) or cut the clips"
             )
+        keys = [hashlib.sha256(np.asarray(w, dtype=np.float32).tobytes()).digest() for w in waveforms]
+        new = list({key: row for row, key in enumerate(keys) if key not in self._heard}.items())
+        for start in range(0, len(new), self.options.batch_size):
+            batch = new[start : start + self.options.batch_size]
+            self._heard.update(
+                zip([key for key, _ in batch], self._decode(waveforms[[r for _, r in batch]]), strict=True)
+            )
+        known = [self._heard[key] for key in keys]
+        return Heard([t for t, _ in known], np.array([state for _, state in known], dtype=np.float32))
+
+    def _decode(self, waveforms: np.ndarray) -> list[tuple[Transcript, np.ndarray]]:
+        """One batch: what each clip says, and the mean state (D,) over its own frames."""
+        import torch
+        from whisper.decoding import DecodingOptions, decode
+
+        duration_s = waveforms.shape[1] / SAMPLE_RATE
         options = DecodingOptions(
             language="en",
             beam_size=self.options.beam_size,
@@ -118,15 +133,12 @@ class Transcriber:
             without_timestamps=True,
             fp16=False,
         )
-        transcripts: list[Transcript] = []
-        states = []
         with torch.inference_mode():
-            for start in range(0, len(waveforms), self.options.batch_size):
-                features = self.encode(waveforms[start : start + self.options.batch_size])
-                states.append(features[:, : math.ceil(duration_s * 50)].mean(dim=1).cpu().numpy())
-                for r in decode(self.model, features, options):
-                    transcripts.append(Transcript(r.text, r.no_speech_prob, r.avg_logprob, r.compression_ratio))
-        return Heard(transcripts, np.concatenate(states) if states else np.zeros((0, self.model.dims.n_audio_state)))
+            features = self.encode(waveforms)
+            states = features[:, : math.ceil(duration_s * 50)].mean(dim=1).cpu().numpy()
+            results = decode(self.model, features, options)
+        transcripts = [Transcript(r.text, r.no_speech_prob, r.avg_logprob, r.compression_ratio) for r in results]
+        return list(zip(transcripts, states, strict=True))
 
     def encode(self, waveforms: np.ndarray) -> Tensor:
         """(n, N) -> (n, T, D): Whisper's encoder states at 50 Hz over the whole context."""
