@@ -16,6 +16,7 @@ from eeg2speech.data.preprocessing import PreprocessingConfig
 from eeg2speech.data.splits import SplitConfig
 from eeg2speech.data.windows import WindowConfig
 from eeg2speech.errors import UserError
+from eeg2speech.evaluation import EvaluationConfig, SamplingConfig
 from eeg2speech.models.audio_encoder import DeepMelConfig
 from eeg2speech.models.autoencoder import AutoencoderConfig
 from eeg2speech.models.denoiser import DenoiserConfig
@@ -73,7 +74,9 @@ class DiffusionTraining(StageConfig):
     audio_share: float = Field(default=0.25, ge=0, le=1, description="examples conditioned on the audio embedding")
     null_share: float = Field(default=0.1, ge=0, le=1, description="examples conditioned on the learned null")
     min_snr_gamma: float | None = Field(default=5.0, gt=0, description="null: every timestep weighs one")
-    contrastive_weight: float | None = Field(default=None, ge=0, description="null: encoders frozen; else trained jointly")
+    contrastive_weight: float | None = Field(
+        default=None, ge=0, description="null: encoders frozen; else trained jointly"
+    )
 
 
 class TrainingConfig(Config):
@@ -83,52 +86,6 @@ class TrainingConfig(Config):
     contrastive: StageConfig
     regression: StageConfig | None = None
     diffusion: DiffusionTraining | None = None
-
-
-class SamplingConfig(Config):
-    """How the pipeline turns noise into a latent."""
-
-    scheduler: Literal["dpmsolver++", "ddim"] = "dpmsolver++"
-    num_inference_steps: int = Field(default=10, ge=1)
-    guidance_scale: float = Field(default=1.0, ge=0, description="1: no guidance; above: away from the null condition")
-    seed: int = Field(default=0, description="the sampling seed; an example's noise comes from it and its stimulus alone")
-    batch_size: int = Field(default=16, ge=1)
-
-
-class TranscriptionConfig(Config):
-    """Which Whisper listens, and how it searches."""
-
-    checkpoint: Path | None = Field(default=None, description="an openai-whisper .pt; null: tiny.en from its package")
-    beam_size: int | None = Field(default=None, ge=1, description="null: greedy")
-    tokens_per_s: float = Field(default=8.0, gt=0, description="cap of the transcript; fast speech has about 7")
-    audio_context_s: float = Field(default=30.0, gt=0, le=30, description="silence-padded length the encoder sees")
-    batch_size: int = Field(default=16, ge=1)
-
-
-class EvaluationConfig(Config):
-    """What is scored, and which number the run stands or falls by: fixed before the run."""
-
-    systems: tuple[str, ...] = Field(
-        default=(
-            "reference",
-            "reconstruction",
-            "oracle",
-            "eeg",
-            "regression",
-            "retrieved",
-            "shuffled",
-            "noise",
-            "mean",
-            "unconditional",
-        ),
-        description="names in eval.systems",
-    )
-    metrics: tuple[str, ...] | None = Field(default=None, description="names in eval.metrics; null: every default one")
-    primary: str = Field(default="wer", description="the metric of the primary endpoint")
-    max_stimuli: int | None = Field(default=48, ge=2, description="unique test stimuli, drawn by `seed`; null: all")
-    seed: int = Field(default=0, description="of the subset, the shuffling, the surrogates and the bootstrap")
-    n_resamples: int = Field(default=10_000, ge=100)
-    transcription: TranscriptionConfig = TranscriptionConfig()
 
 
 class ExperimentConfig(Config):

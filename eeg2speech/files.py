@@ -29,7 +29,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if error.errno == errno.ENOSPC:
             raise UserError(f"{path}: no space left on the disk; free some and run the same command again") from error
         if error.errno in (errno.EACCES, errno.EROFS):
-            raise UserError(f"{path}: this place cannot be written to ({error.strerror}); choose another folder") from error
+            raise UserError(
+                f"{path}: this place cannot be written to ({error.strerror}); choose another folder"
+            ) from error
         raise
     finally:
         partial.unlink(missing_ok=True)

@@ -19,9 +19,9 @@ from eeg2speech.schema import Config
 
 SCHEMA_VERSION = 1
 
-EXAMPLE_KEYS = ("study", "subject", "stimulus_id", "system", "sampling_seed")
-"""The key of a row of `examples.parquet`. `subject` is empty for a system that hears no EEG and so
-runs once per stimulus. The other columns: `reference`, `hypothesis` (text or null), `wav` (path
+EXAMPLE_KEYS = ("study", "subject", "recording", "stimulus_id", "system", "sampling_seed")
+"""The key of a row of `examples.parquet`. `subject` and `recording` are empty for a system that hears
+no EEG and so runs once per stimulus. The other columns: `reference`, `hypothesis` (text or null), `wav` (path
 relative to the run folder, or null), and for every per-example metric m two columns `m` (numerator)
 and `m_n` (denominator), whose sums over examples divide to the metric's value; NaN where m was not run."""
 
@@ -148,7 +148,9 @@ class RunResult(Config):
             raise UserError(f"{path} is not JSON ({error}): delete it and evaluate again") from error
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if version != SCHEMA_VERSION:
-            raise UserError(f"{path}: schema_version is {version!r}, this version reads {SCHEMA_VERSION}: evaluate again")
+            raise UserError(
+                f"{path}: schema_version is {version!r}, this version reads {SCHEMA_VERSION}: evaluate again"
+            )
         return cls.model_validate(raw)
 
     def value(self, system: str, metric: str, subject: str | None = None) -> MetricResult | None:

@@ -238,11 +238,12 @@ def pair(examples: pd.DataFrame, metric: str, other: str, claim: str = "eeg") ->
     columns = [metric, f"{metric}_n"]
     ours = examples.loc[examples["system"] == claim].dropna(subset=columns)
     theirs = examples.loc[examples["system"] == other].dropna(subset=columns)
-    keys = ["study", "stimulus_id", "sampling_seed"] + (["subject"] if (theirs["subject"] != "").any() else [])
-    for system, rows, unique in ((claim, ours, [*keys, "subject"]), (other, theirs, keys)):
+    listener = ["subject", "recording"]
+    keys = ["study", "stimulus_id", "sampling_seed"] + (listener if (theirs["subject"] != "").any() else [])
+    for system, rows, unique in ((claim, ours, [*keys, *listener]), (other, theirs, keys)):
         if rows.duplicated(list(dict.fromkeys(unique))).any():
             raise UserError(
-                f"examples: system {system!r} has the same (study, subject, stimulus_id, sampling_seed) twice; keep one"
+                f"examples: system {system!r} has the same (study, subject, recording, stimulus_id, sampling_seed) twice; keep one"
             )
     joined = ours.merge(theirs[keys + columns], on=keys, suffixes=("", "_other"))
     stimulus = joined["study"].astype(str) + "/" + joined["stimulus_id"].astype(str)

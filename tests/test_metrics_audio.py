@@ -13,7 +13,8 @@ from torchmetrics.functional.audio import scale_invariant_signal_distortion_rati
 
 from eeg2speech.audio import log_mel
 from eeg2speech.errors import UserError
-from eval.metrics import METRICS, MetricsConfig, build_metrics
+from eeg2speech.evaluation import MetricsConfig
+from eval.metrics import METRICS, build_metrics
 from eval.metrics.mel_cepstral import MelCepstralDistortion, cepstra, frame_distances, warped_mean
 from eval.metrics.mel_correlation import MelCorrelation, log_mels, mel_correlation, speech_frames
 from eval.metrics.scorers import Scorers

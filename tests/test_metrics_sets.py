@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 from eeg2speech.errors import UserError
-from eval.metrics import EmbedderOptions, frechet, frechet_package
+from eeg2speech.evaluation import EmbedderOptions
+from eval.metrics import frechet, frechet_package
 from eval.metrics.base import SystemOutput, TestSet
 from eval.metrics.embedders import Embedder, Resemblyzer, speaker_mel
 from eval.metrics.frechet import (

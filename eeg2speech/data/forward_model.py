@@ -71,7 +71,9 @@ def make_listener(sensors: np.ndarray, sfreq: float, rng: np.random.Generator) -
             behind = -0.02 if feature >= N_BANDS else 0.0
             place = np.array([side * (0.055 - 0.02 * along), 0.005 + behind - 0.04 * along, 0.02 + 0.01 * along])
             place += rng.normal(0.0, 0.006, 3)
-            mixing[:, feature] += _dipole(sensors, place, rng.normal(size=3) + np.array([0.0, 0.3, 0.6])) * rng.uniform(0.6, 1.4)
+            mixing[:, feature] += _dipole(sensors, place, rng.normal(size=3) + np.array([0.0, 0.3, 0.6])) * rng.uniform(
+                0.6, 1.4
+            )
     mixing /= np.sqrt(np.mean(mixing**2, axis=0))
     n_sources, n_alpha = 96, 8
     places = rng.normal(size=(n_sources, 3))

@@ -101,7 +101,9 @@ class MatrixStudy(SpeechStudy):
                     raise UserError(f"{path} is missing or damaged: delete {self.folder} and run again")
             return
         self._synthesise(self.folder)
-        sizes = {str(p.relative_to(self.folder)): p.stat().st_size for p in sorted(self.folder.rglob("*")) if p.is_file()}
+        sizes = {
+            str(p.relative_to(self.folder)): p.stat().st_size for p in sorted(self.folder.rglob("*")) if p.is_file()
+        }
         write_atomically(done, json.dumps({"config": self.config.model_dump(mode="json"), "sizes": sizes}, indent=1))
 
     def subjects(self) -> tuple[str, ...]:
@@ -171,7 +173,8 @@ class MatrixStudy(SpeechStudy):
         sentences = speech_corpus.synthesise(texts, config.seed, folder / "audio")
         write_atomically(folder / "sentences.csv", sentences.to_csv(index=False))
         features = [
-            forward_model.speech_features(audio.load(folder / "audio" / name), config.sfreq) for name in sentences["path"]
+            forward_model.speech_features(audio.load(folder / "audio" / name), config.sfreq)
+            for name in sentences["path"]
         ]
         montage = mne.channels.make_standard_montage(MONTAGE)
         sensors = np.stack([montage.get_positions()["ch_pos"][name] for name in montage.ch_names])
@@ -185,12 +188,18 @@ class MatrixStudy(SpeechStudy):
                 eeg = session.background if config.snr_db == -math.inf else session.background + gain * session.response
                 eeg += forward_model.artefacts(eeg.shape[1], config.sfreq, listener, rng)
                 name = f"{subject}-{part + 1}"
-                events = pd.DataFrame({"sentence_id": sentences["sentence_id"].to_numpy()[which], "onset_s": session.onsets_s})
+                events = pd.DataFrame(
+                    {"sentence_id": sentences["sentence_id"].to_numpy()[which], "onset_s": session.onsets_s}
+                )
                 write_atomically(folder / f"{name}_events.csv", events.to_csv(index=False))
                 _write_fif(folder / f"{name}_eeg.fif", eeg, config.sfreq, montage)
 
     def _session(
-        self, sentences: np.ndarray, features: list[np.ndarray], listener: forward_model.Listener, rng: np.random.Generator
+        self,
+        sentences: np.ndarray,
+        features: list[np.ndarray],
+        listener: forward_model.Listener,
+        rng: np.random.Generator,
     ) -> _Session:
         sfreq = self.config.sfreq
         onsets = np.round((1.0 + SOA_S * np.arange(len(sentences)) + rng.uniform(-0.15, 0.15, len(sentences))) * sfreq)

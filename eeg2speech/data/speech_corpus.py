@@ -56,7 +56,9 @@ def synthesise(texts: list[str], seed: int, folder: Path) -> pd.DataFrame:
     try:
         from hibari import Hibari
     except ModuleNotFoundError as error:
-        raise UserError("the matrix study needs the speech synthesiser hibari-tts: pip install 'eeg2speech[matrix]'") from error
+        raise UserError(
+            "the matrix study needs the speech synthesiser hibari-tts: pip install 'eeg2speech[matrix]'"
+        ) from error
     voice = Hibari()
     folder.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -13,7 +13,9 @@ from eeg2speech.schema import Config
 class AutoencoderConfig(Config):
     """AudioLDM's is channels (128, 256, 512), 2 layers a block, 8 latent channels, attention in the middle."""
 
-    channels: tuple[int, ...] = Field(default=(128, 256, 512), description="one level each; every level after the first halves both axes")
+    channels: tuple[int, ...] = Field(
+        default=(128, 256, 512), description="one level each; every level after the first halves both axes"
+    )
     layers_per_block: int = 2
     latent_channels: int = 8
     mid_attention: bool = True

@@ -22,7 +22,9 @@ class DenoiserConfig(Config):
 
     channels: tuple[int, ...] = (128, 256, 384, 640)
     layers_per_block: int = 2
-    attention: tuple[bool, ...] = Field(default=(True, True, True, False), description="attention at this level; one value a level")
+    attention: tuple[bool, ...] = Field(
+        default=(True, True, True, False), description="attention at this level; one value a level"
+    )
     head_dim: int = 32
     norm_groups: int = 32
     conditioning: tuple[Conditioning, ...] = ("time_aligned",)

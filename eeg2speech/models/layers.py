@@ -79,7 +79,13 @@ class DilatedConvs(nn.Module):
         self.convs, self.gates = nn.ModuleList(), nn.ModuleList()
         for k in range(depth):
             dilation = 2 ** (k % 5)
-            conv = nn.Conv1d(in_channels if k == 0 else channels, channels, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+            conv = nn.Conv1d(
+                in_channels if k == 0 else channels,
+                channels,
+                kernel,
+                padding=dilation * (kernel // 2),
+                dilation=dilation,
+            )
             self.convs.append(nn.Sequential(conv, nn.BatchNorm1d(channels), nn.GELU(), nn.Dropout(dropout)))
             gate = nn.Sequential(nn.Conv1d(channels, 2 * channels, 3, padding=1), nn.GLU(dim=1))
             self.gates.append(gate if k % 2 == 1 else nn.Identity())

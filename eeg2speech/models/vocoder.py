@@ -60,7 +60,9 @@ class GriffinLimVocoder(ModelMixin, ConfigMixin):
         previous = torch.zeros_like(phase)
         for _ in range(self.iterations):
             waveform = self._inverse(magnitude * phase, window)
-            rebuilt = torch.stft(waveform, audio.N_FFT, audio.HOP_LENGTH, window=window, center=False, return_complex=True)
+            rebuilt = torch.stft(
+                waveform, audio.N_FFT, audio.HOP_LENGTH, window=window, center=False, return_complex=True
+            )
             phase = rebuilt - self.MOMENTUM / (1 + self.MOMENTUM) * previous
             phase = phase / phase.abs().clamp(min=1e-8)
             previous = rebuilt
@@ -99,4 +101,6 @@ class HifiGanConfig(Config):
         try:
             return SpeechT5HifiGan.from_pretrained(self.path)
         except (OSError, ValueError) as error:
-            raise UserError(f"vocoder.path: no HiFi-GAN in {self.path} ({error}); name a folder saved by transformers") from error
+            raise UserError(
+                f"vocoder.path: no HiFi-GAN in {self.path} ({error}); name a folder saved by transformers"
+            ) from error

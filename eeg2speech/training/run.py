@@ -10,8 +10,9 @@ import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 from torch import Tensor, nn
 
-from eeg2speech.config import ExperimentConfig, NoiseScheduleConfig, SamplingConfig
+from eeg2speech.config import ExperimentConfig, NoiseScheduleConfig
 from eeg2speech.data.loader import StudyData, TrainingSampler
+from eeg2speech.evaluation import SamplingConfig
 from eeg2speech.files import digest, write_atomically
 from eeg2speech.models.autoencoder import fit_scale
 from eeg2speech.pipeline import EEG2SpeechPipeline
@@ -89,13 +90,17 @@ class _Trainer:
 
     def train(self, stage: Stage, config: StageConfig, *depends: object) -> None:
         """Trains a stage unless it is done, and leaves its averaged weights in its modules."""
-        self.depends[stage.name] = digest([self.data.fingerprint, config.model_dump(mode="json"), self.config.seed, *depends])
+        self.depends[stage.name] = digest(
+            [self.data.fingerprint, config.model_dump(mode="json"), self.config.seed, *depends]
+        )
         folder = self.folder.stage(stage.name)
         if is_done(folder, self.depends[stage.name]):
             load_weights(folder / WEIGHTS, stage.modules)
             return
         stimuli = self.data.windows["stimulus"].to_numpy()
-        sampler = TrainingSampler(self.rows, stimuli[self.rows], config.batch_size, derived_seed(self.config.seed, stage.name) % 2**31)
+        sampler = TrainingSampler(
+            self.rows, stimuli[self.rows], config.batch_size, derived_seed(self.config.seed, stage.name) % 2**31
+        )
         size = config.batch_size
         train_stage(
             stage,
@@ -128,7 +133,9 @@ class _Trainer:
         model, data = self.config.model, self.data
         choice = model.regressor or model.eeg_encoder
         self.seeded("regressor")
-        regressor = choice.build(n_subjects=data.n_subjects, n_channels=data.n_channels, dim=data.n_bands, n_frames=data.n_frames)
+        regressor = choice.build(
+            n_subjects=data.n_subjects, n_channels=data.n_channels, dim=data.n_bands, n_frames=data.n_frames
+        )
         self.train(RegressionStage(regressor), config, choice.model_dump())
         return regressor
 
@@ -141,7 +148,9 @@ class _Trainer:
         self.train(stage, training, choice.model_dump())
         return autoencoder.eval().requires_grad_(False)
 
-    def diffusion(self, eeg_encoder: nn.Module, audio_encoder: nn.Module, autoencoder: AutoencoderKL) -> EEG2SpeechPipeline:
+    def diffusion(
+        self, eeg_encoder: nn.Module, audio_encoder: nn.Module, autoencoder: AutoencoderKL
+    ) -> EEG2SpeechPipeline:
         config, training = self.config, self.config.training.diffusion
         assert training is not None
         latents = self.latents(autoencoder)
@@ -178,7 +187,9 @@ class _Trainer:
         for module in (denoiser, eeg_encoder, audio_encoder, pipeline.vocoder):
             module.eval().requires_grad_(False)
         pipeline.set_progress_bar_config(disable=True)
-        depends = digest([self.depends["diffusion"], config.model.vocoder.model_dump(mode="json"), config.sampling.model_dump()])
+        depends = digest(
+            [self.depends["diffusion"], config.model.vocoder.model_dump(mode="json"), config.sampling.model_dump()]
+        )
         if not is_done(self.folder.pipeline, depends):
             with step(self.folder.pipeline, depends):
                 pipeline.save_pretrained(self.folder.pipeline)
@@ -213,7 +224,9 @@ def sampler_of(schedule: NoiseScheduleConfig, sampling: SamplingConfig) -> Sched
     values = _schedule(schedule)
     if sampling.scheduler == "ddim":
         return DDIMScheduler(**values, clip_sample=False, timestep_spacing="trailing")
-    return DPMSolverMultistepScheduler(**values, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing")
+    return DPMSolverMultistepScheduler(
+        **values, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing"
+    )
 
 
 def _schedule(config: NoiseScheduleConfig) -> dict[str, object]:

@@ -122,7 +122,9 @@ class DiffusionStage(Stage):
         t = torch.randint(self.scheduler.config.num_train_timesteps, (len(x0),), device=x0.device)
         predicted = self.denoiser(self.scheduler.add_noise(x0, eps, t), t, cond).float()
         error = (predicted - self._target(x0, eps, t)).square().mean(dim=(1, 2, 3))
-        weight = min_snr_weight(self.scheduler.alphas_cumprod.to(x0)[t], self.scheduler.config.prediction_type, self.gamma)
+        weight = min_snr_weight(
+            self.scheduler.alphas_cumprod.to(x0)[t], self.scheduler.config.prediction_type, self.gamma
+        )
         terms = {"loss": (weight * error).mean(), "error": error.mean()}
         if self.contrastive_weight is not None:
             terms["contrastive"] = clip_loss(estimate, candidate, batch.stimulus)

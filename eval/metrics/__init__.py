@@ -7,11 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
 from eeg2speech.errors import UserError
-from eeg2speech.schema import Config
-from eval.metrics.transcription import TranscriptionOptions
+from eeg2speech.evaluation import MetricsConfig
 
 if TYPE_CHECKING:
     from eval.metrics.base import Metric
@@ -63,32 +60,8 @@ METRICS: dict[str, MetricMaker] = {
 }
 
 
-class EmbedderOptions(Config):
-    """Where embedder weights lie that no package ships."""
-
-    yamnet: Path | None = Field(default=None, description="YAMNet's .tflite from tensorflow/tflite-support")
-    checkpoints: Path | None = Field(
-        default=None, description="ckpt_dir of frechet-audio-distance, which holds VGGish, PANN, CLAP or EnCodec"
-    )
-    batch_size: int = Field(default=32, ge=1)
-
-
-class MetricsConfig(Config):
-    """Which metrics run, and what they listen with."""
-
-    names: tuple[str, ...] = Field(
-        default=tuple(METRICS), description="names above, or torchmetrics:<class of torchmetrics.audio>"
-    )
-    embedders: tuple[str, ...] = Field(
-        default=("resemblyzer", "whisper", "yamnet", "vggish", "clap"), description="for FAD and KAD, one row each"
-    )
-    transcription: TranscriptionOptions = TranscriptionOptions()
-    embedding: EmbedderOptions = EmbedderOptions()
-    seed: int = Field(default=0, ge=0, description="of wrong transcripts, noise clips, splits and resamples")
-
-
 def build_metrics(config: MetricsConfig, cache: Path) -> list[Metric]:
-    """The metrics of `config.names`, in order; weights load when first used, converted ones are kept in `cache`.
+    """The metrics of `config.names` (None: all), in order; weights load when first used, converted ones are kept in `cache`.
 
     Raises UserError where a name is unknown.
     """
@@ -97,11 +70,13 @@ def build_metrics(config: MetricsConfig, cache: Path) -> list[Metric]:
 
     scorers = Scorers(cache, config.transcription, config.embedding)
     metrics: list[Metric] = []
-    for name in config.names:
+    for name in config.names or METRICS:
         if name.startswith(PREFIX):
             metrics.append(TorchMetricsAudio(name.removeprefix(PREFIX)))
         elif name in METRICS:
             metrics.extend(METRICS[name](scorers, config))
         else:
-            raise UserError(f"metrics.names: {name!r} is unknown; choose among {', '.join(METRICS)}, {PREFIX}<class>")
+            raise UserError(
+                f"evaluation.metrics.names: {name!r} is unknown; choose among {', '.join(METRICS)}, {PREFIX}<class>"
+            )
     return metrics

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from eeg2speech.audio import SAMPLE_RATE
 from eeg2speech.errors import UserError
+from eeg2speech.evaluation import EmbedderOptions
 from eeg2speech.files import sha256
-from eval.metrics import EmbedderOptions
 from eval.metrics.transcription import Transcriber
 from eval.weights import RESEMBLYZER
 

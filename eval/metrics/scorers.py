@@ -9,10 +9,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from eval.metrics import EmbedderOptions
+from eeg2speech.evaluation import EmbedderOptions, TranscriptionOptions
 from eval.metrics.base import SystemOutput, TestSet, sound
 from eval.metrics.embedders import Embedder, WhisperEncoder, build_embedder
-from eval.metrics.transcription import Heard, Transcriber, Transcript, TranscriptionOptions
+from eval.metrics.transcription import Heard, Transcriber, Transcript
 
 
 class Scorers:

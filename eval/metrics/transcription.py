@@ -17,28 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import Field
 
 from eeg2speech.audio import SAMPLE_RATE
 from eeg2speech.errors import UserError
+from eeg2speech.evaluation import TranscriptionOptions
 from eeg2speech.files import sha256
-from eeg2speech.schema import Config
 
 if TYPE_CHECKING:
     from torch import Tensor
     from whisper import Whisper
 
 NORMALISER = "whisper-english"
-
-
-class TranscriptionOptions(Config):
-    """Which Whisper listens, and how it searches."""
-
-    checkpoint: Path | None = Field(default=None, description="an openai-whisper .pt; None: tiny.en from its package")
-    beam_size: int | None = Field(default=None, ge=1, description="None: greedy")
-    tokens_per_s: float = Field(default=8.0, gt=0, description="cap of the transcript; fast speech has about 7")
-    audio_context_s: float = Field(default=30.0, gt=0, le=30, description="silence-padded length the encoder sees")
-    batch_size: int = Field(default=16, ge=1)
 
 
 @dataclass(frozen=True)

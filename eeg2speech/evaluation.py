@@ -1,0 +1,69 @@
+"""What is scored, and how: the values that the package `eval` runs on.
+
+They stand here, and not in `eval`, because an experiment is one tree of values that is checked
+before training begins, and imports go one way.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from eeg2speech.schema import Config
+
+
+class SamplingConfig(Config):
+    """How the pipeline turns noise into a latent."""
+
+    scheduler: str = Field(default="dpmsolver++", pattern=r"^(dpmsolver\+\+|ddim)$")
+    num_inference_steps: int = Field(default=10, ge=1)
+    guidance_scale: float = Field(default=1.0, ge=0, description="1: no guidance; above: away from the null condition")
+    seed: int = Field(default=0, ge=0, description="the sampling seed; a sample's noise comes from it and its stimulus")
+    batch_size: int = Field(default=16, ge=1)
+
+
+class TranscriptionOptions(Config):
+    """Which Whisper listens, and how it searches."""
+
+    checkpoint: Path | None = Field(default=None, description="an openai-whisper .pt; None: tiny.en from its package")
+    beam_size: int | None = Field(default=None, ge=1, description="None: greedy")
+    tokens_per_s: float = Field(default=8.0, gt=0, description="cap of the transcript; fast speech has about 7")
+    audio_context_s: float = Field(default=30.0, gt=0, le=30, description="silence-padded length the encoder sees")
+    batch_size: int = Field(default=16, ge=1)
+
+
+class EmbedderOptions(Config):
+    """Where embedder weights lie that no package ships."""
+
+    yamnet: Path | None = Field(default=None, description="YAMNet's .tflite from tensorflow/tflite-support")
+    checkpoints: Path | None = Field(
+        default=None, description="ckpt_dir of frechet-audio-distance, which holds VGGish, PANN, CLAP or EnCodec"
+    )
+    batch_size: int = Field(default=32, ge=1)
+
+
+class MetricsConfig(Config):
+    """Which metrics run, and what they listen with."""
+
+    names: tuple[str, ...] | None = Field(
+        default=None, description="names in eval.metrics, or torchmetrics:<class of torchmetrics.audio>; null: all"
+    )
+    embedders: tuple[str, ...] = Field(
+        default=("resemblyzer", "whisper", "yamnet", "vggish", "clap"), description="for FAD and KAD, one row each"
+    )
+    transcription: TranscriptionOptions = TranscriptionOptions()
+    embedding: EmbedderOptions = EmbedderOptions()
+    seed: int = Field(default=0, ge=0, description="of wrong transcripts, noise clips, splits and resamples")
+
+
+class EvaluationConfig(Config):
+    """What is scored, and which number the run stands or falls by: fixed before the run."""
+
+    systems: tuple[str, ...] | None = Field(default=None, description="names in eval.systems; null: all")
+    metrics: MetricsConfig = MetricsConfig()
+    primary: str = Field(default="wer", description="the metric of the primary endpoint")
+    ceiling: str = Field(default="reconstruction", description="the system at the other end of the endpoint's span")
+    max_stimuli: int | None = Field(default=48, ge=2, description="unique test stimuli, drawn by `seed`; null: all")
+    seed: int = Field(default=0, ge=0, description="of the subset, the shuffling, the surrogates and the bootstrap")
+    n_resamples: int = Field(default=10_000, ge=100)

@@ -1,0 +1,231 @@
+"""Runs every system once, feeds every metric, and writes what came out."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from eeg2speech import __version__, audio, environment
+from eeg2speech.config import ExperimentConfig
+from eeg2speech.data.loader import StudyData
+from eeg2speech.errors import UserError
+from eeg2speech.files import atomic_path, digest, write_atomically
+from eeg2speech.runs import RunFolder, is_done, read_done, step
+from eeg2speech.training.log import read_metrics
+from eeg2speech.training.run import Trained, train
+from eval.assembly import Scored, assemble
+from eval.metrics import build_metrics
+from eval.metrics.base import Measurement, SystemOutput, TestSet
+from eval.results import AuditFinding, StageSummary
+from eval.systems import SYSTEMS, Bench, System
+
+EXAMPLES = "examples.parquet"
+MEASUREMENTS = "measurements.json"
+
+
+def run(config: ExperimentConfig, folder: RunFolder) -> Path:
+    """Trains what is missing, then generates, scores and writes; returns the path of `results.json`.
+
+    A system that is done for this configuration is not run again, so an interrupted evaluation
+    continues and a finished one costs seconds.
+    """
+    systems = chosen_systems(config)
+    trained = train(config, folder)
+    with folder.lock():
+        depends = digest(
+            [__version__, trained.depends, config.sampling.model_dump(), config.evaluation.model_dump(mode="json")]
+        )
+        path = folder.path / "results.json"
+        if is_done(folder.evaluation, depends) and path.exists():
+            print(f"nothing to do: results are in {path}")
+            return path
+        begun = time.monotonic()
+        bench = make_bench(config, trained)
+        metrics = build_metrics(config.evaluation.metrics, folder.path.parent / "cache" / "weights")
+        scored = []
+        for system in tqdm(systems, desc="systems", unit="system", leave=False):
+            place = folder.evaluation / system.name
+            wanted = digest([depends, system.name])
+            if not is_done(place, wanted):
+                with step(place, wanted):
+                    _score(system, bench, metrics, place)
+            scored.append(_load(place, system))
+        with step(folder.evaluation, depends) as record:
+            examples = pd.concat([s.examples for s in scored], ignore_index=True)
+            with atomic_path(folder.path / EXAMPLES) as partial:
+                examples.to_parquet(partial)
+            result = assemble(scored, examples, _about(config, folder, trained), config.evaluation)
+            path = result.save(folder.path)
+            record.files = [f"{s.name}/{MEASUREMENTS}" for s in systems]
+            record.facts["results"] = {"wall_s": time.monotonic() - begun}
+    print(f"results are in {path}")
+    return path
+
+
+def chosen_systems(config: ExperimentConfig) -> list[System]:
+    """The rows of this run, in order. Raises UserError where a name is unknown or the claim is missing."""
+    names = config.evaluation.systems or tuple(SYSTEMS)
+    unknown = [name for name in names if name not in SYSTEMS]
+    if unknown:
+        raise UserError(f"evaluation.systems: {', '.join(unknown)} is unknown; choose among {', '.join(SYSTEMS)}")
+    if "eeg" not in names:
+        raise UserError("evaluation.systems must contain eeg, the claim that the other rows are compared with")
+    return [SYSTEMS[name] for name in names]
+
+
+def make_bench(config: ExperimentConfig, trained: Trained) -> Bench:
+    """The test set: unique stimuli of the test split, at most `max_stimuli` drawn by the seed, and who heard them."""
+    data, evaluation = trained.data, config.evaluation
+    table = data.windows.iloc[data.indices("test")]
+    stimuli = np.unique(table["stimulus"].to_numpy())
+    if evaluation.max_stimuli is not None and len(stimuli) > evaluation.max_stimuli:
+        stimuli = np.sort(
+            np.random.default_rng([evaluation.seed, 0]).choice(stimuli, evaluation.max_stimuli, replace=False)
+        )
+    windows = data.indices("test")[table["stimulus"].isin(stimuli).to_numpy()]
+    heard = data.windows.iloc[windows]
+    described = data.stimuli.iloc[stimuli][["stimulus_id", "text"]].reset_index(drop=True)
+    columns = ["study", "subject", "recording", "stimulus_id", "text"]
+    examples = (
+        heard[columns]
+        .reset_index(drop=True)
+        .assign(example=np.arange(len(heard)), stimulus=np.searchsorted(stimuli, heard["stimulus"].to_numpy()))
+    )
+    bench = Bench(
+        trained, _test_set(trained, examples, described, stimuli), windows, stimuli, config.sampling, evaluation.seed
+    )
+    return bench
+
+
+def _test_set(trained: Trained, examples: pd.DataFrame, described: pd.DataFrame, stimuli: np.ndarray) -> TestSet:
+    data = trained.data
+
+    @torch.no_grad()
+    def embed(features: torch.Tensor) -> np.ndarray:
+        return torch.cat([trained.audio_encoder(part) for part in features.split(64)]).numpy()
+
+    def embed_audio(waveform: np.ndarray) -> np.ndarray:
+        mel = torch.cat(
+            [audio.log_mel(torch.from_numpy(np.array(waveform[i : i + 64]))) for i in range(0, len(waveform), 64)]
+        )
+        return embed(mel[:, 0].transpose(1, 2))
+
+    return TestSet(
+        examples=examples,
+        stimuli=described,
+        waveform=None if data.features.waveforms is None else np.array(data.features.waveforms[stimuli]),
+        candidates=embed(torch.from_numpy(np.array(data.features.features[stimuli]))),
+        embed_audio=embed_audio if data.has_audio else None,
+    )
+
+
+def _score(system: System, bench: Bench, metrics: list[Any], place: Path) -> None:
+    """One system: its sounds as wavs, its examples as parquet, its measurements as JSON."""
+    output = system.run(bench)
+    wavs = _write_wavs(output, place)
+    if output.waveform is not None:
+        # What is scored is what can be listened to: 16-bit samples.
+        object.__setattr__(output, "waveform", np.round(output.waveform * 32767).astype(np.float32) / np.float32(32767))
+    measured = [metric.measure(bench.test, output) for metric in metrics]
+    with atomic_path(place / EXAMPLES) as partial:
+        _examples(output, bench, measured, wavs).to_parquet(partial)
+    write_atomically(place / MEASUREMENTS, json.dumps([_plain(m) for m in measured], indent=1))
+
+
+def _write_wavs(output: SystemOutput, place: Path) -> list[str | None]:
+    """Paths relative to the run folder, None where the system makes no sound."""
+    if output.waveform is None:
+        return [None] * len(output.rows)
+    (place / "wavs").mkdir(parents=True, exist_ok=True)
+    names = []
+    for row, waveform in zip(output.rows.itertuples(), output.waveform, strict=True):
+        name = "_".join(part for part in (row.stimulus_id, row.recording) if part)
+        name = f"{digest(name)}.wav"
+        audio.save(place / "wavs" / name, waveform)
+        names.append(f"{place.parent.name}/{place.name}/wavs/{name}")
+    return names
+
+
+def _examples(output: SystemOutput, bench: Bench, measured: list[Measurement], wavs: list[str | None]) -> pd.DataFrame:
+    table = output.rows[["study", "subject", "recording", "stimulus_id"]].reset_index(drop=True)
+    table = table.assign(
+        system=output.system,
+        sampling_seed=bench.sampling.seed,
+        reference=output.rows["text"].to_numpy(object) if "text" in output.rows else None,
+        hypothesis=None,
+        wav=pd.array(wavs, dtype="string"),
+    )
+    for m in measured:
+        for name, values in m.columns.items():
+            table[name] = values
+        if m.numerator is not None:
+            table[m.metric.name], table[f"{m.metric.name}_n"] = m.numerator, m.denominator
+    return table
+
+
+def _plain(m: Measurement) -> dict[str, Any]:
+    return {
+        "metric": m.metric.model_dump(mode="json"),
+        "embedder": m.embedder,
+        "value": m.value,
+        "ci": m.ci,
+        "n": m.n,
+        "per_example": m.numerator is not None,
+        "skipped": m.skipped,
+        "reason": m.reason,
+        "signature": m.signature,
+    }
+
+
+def _load(place: Path, system: System) -> Scored:
+    measurements = json.loads((place / MEASUREMENTS).read_text(encoding="utf-8"))
+    return Scored(system.name, system.role, system.description, pd.read_parquet(place / EXAMPLES), measurements)
+
+
+def _about(config: ExperimentConfig, folder: RunFolder, trained: Trained) -> dict[str, Any]:
+    """The fields of RunResult that no metric decides."""
+    stages = [_stage(folder.stage(name)) for name in ("autoencoder", "contrastive", "regression", "diffusion")]
+    about = environment.describe()
+    return {
+        "name": config.name,
+        "study": trained.data.name,
+        "simulated": trained.data.simulated,
+        "training_seeds": [config.seed],
+        "sampling_seed": config.sampling.seed,
+        "signature": digest([__version__, config.model_dump(mode="json")]),
+        "config": config.model_dump(mode="json"),
+        "data": trained.data.facts(),
+        "audit": [AuditFinding(**asdict(f)) for f in trained.data.audit],
+        "stages": [s for s in stages if s is not None],
+        "environment": about,
+        "provenance": _provenance(config, folder, trained.data),
+    }
+
+
+def _stage(folder: Path) -> StageSummary | None:
+    done = read_done(folder) if folder.exists() else None
+    if done is None:
+        return None
+    values = {key: done[key] for key in ("parameters", "steps", "wall_s")}
+    return StageSummary(name=folder.name, curve=read_metrics(folder), **values)
+
+
+def _provenance(config: ExperimentConfig, folder: RunFolder, data: StudyData) -> dict[str, Any]:
+    stages = ("autoencoder", "contrastive", "regression", "diffusion")
+    done = {name: read_done(folder.stage(name)) for name in stages if folder.stage(name).exists()}
+    return {
+        "command": f"nox -s evaluate -- --config configs/{config.name}.yaml",
+        "data_fingerprint": data.fingerprint,
+        "weights_sha256": {name: record["files"]["weights.safetensors"] for name, record in done.items() if record},
+        "default_config": ExperimentConfig.model_validate(
+            {"study": config.study.model_dump(), "training": config.training.model_dump()}
+        ).model_dump(mode="json"),
+    }
