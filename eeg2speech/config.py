@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from eeg2speech import audio
 from eeg2speech.data.base import SpeechStudy
 from eeg2speech.data.folder import FolderStudy, FolderStudyConfig
 from eeg2speech.data.matrix import MatrixStudy, MatrixStudyConfig
@@ -102,6 +103,23 @@ class ExperimentConfig(Config):
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> ExperimentConfig:
+        training, factor = self.training, self.model.autoencoder.downsampling
+        if training.diffusion is not None and training.autoencoder is None:
+            raise ValueError("training.diffusion needs training.autoencoder, in whose latents it works")
+        if training.autoencoder is not None:
+            frames = round(self.windows.length_s * audio.FRAME_RATE_HZ)
+            lengths = {
+                "windows.length_s": frames,
+                "training.autoencoder.crop_frames": training.autoencoder.crop_frames,
+                "the mel bands": audio.N_MELS,
+            }
+            for name, length in lengths.items():
+                if length % factor:
+                    raise ValueError(f"{name}: {length} is no multiple of the autoencoder's downsampling, {factor}")
+        return self
+
 
 def load(path: Path, overrides: Sequence[str] = (), name: str | None = None) -> ExperimentConfig:
     """Reads a YAML, applies `key.key=value` overrides (values are YAML too), validates, and names the run.
@@ -148,8 +166,10 @@ def _sentence(error: ValidationError) -> str:
         # pydantic puts the discriminator's value into the path; a YAML has no such level.
         place = ".".join(str(part) for part in fault["loc"] if part not in STUDIES and part not in _PART_NAMES)
         said = "is not a known key; check its spelling" if fault["type"] == "extra_forbidden" else fault["msg"]
-        given = "" if fault["type"] in ("extra_forbidden", "missing") else f" (given: {fault['input']!r})"
-        faults.append(f"{place or 'the configuration'}: {said}{given}")
+        # A rule over several fields has the whole part as its input, and says itself what was given.
+        told = fault["type"] in ("extra_forbidden", "missing") or isinstance(fault["input"], dict)
+        given = "" if told else f" (given: {fault['input']!r})"
+        faults.append(": ".join(filter(None, (place, said.removeprefix("Value error, ")))) + given)
     return "; ".join(faults)
 
 

@@ -38,6 +38,5 @@ def min_snr_weight(alpha_bar: Tensor, prediction: str, gamma: float | None) -> T
         return torch.ones_like(alpha_bar)
     snr = alpha_bar / (1 - alpha_bar).clamp(min=1e-8)
     clipped = snr.clamp(max=gamma)
-    return {"epsilon": clipped / snr.clamp(min=1e-8), "v_prediction": clipped / (snr + 1), "sample": clipped}[
-        prediction
-    ]
+    weights = {"epsilon": (gamma / snr).clamp(max=1.0), "v_prediction": clipped / (snr + 1), "sample": clipped}
+    return weights[prediction]

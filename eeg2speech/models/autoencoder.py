@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKL
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from eeg2speech.schema import Config
@@ -20,6 +20,12 @@ class AutoencoderConfig(Config):
     latent_channels: int = 8
     mid_attention: bool = True
     norm_groups: int = 32
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> AutoencoderConfig:
+        if any(c % self.norm_groups for c in self.channels):
+            raise ValueError(f"norm_groups {self.norm_groups} must divide every one of channels {self.channels}")
+        return self
 
     @property
     def downsampling(self) -> int:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,6 +29,22 @@ class DenoiserConfig(Config):
     norm_groups: int = 32
     conditioning: tuple[Conditioning, ...] = ("time_aligned",)
     aligned_channels: int = Field(default=8, description="channels that time-aligned conditioning adds to the input")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> DenoiserConfig:
+        if len(self.attention) != len(self.channels):
+            raise ValueError(
+                f"attention has {len(self.attention)} values for {len(self.channels)} channels: give as many"
+            )
+        if not self.conditioning:
+            raise ValueError("conditioning is empty: name film, cross_attention or time_aligned")
+        if "cross_attention" in self.conditioning and not any(self.attention):
+            raise ValueError("conditioning by cross_attention needs attention: true on at least one level")
+        if any(c % self.norm_groups for c in self.channels):
+            raise ValueError(f"norm_groups {self.norm_groups} must divide every one of channels {self.channels}")
+        if any(c % min(c, self.head_dim) for c, on in zip(self.channels, self.attention, strict=True) if on):
+            raise ValueError(f"head_dim {self.head_dim} must divide channels {self.channels} where there is attention")
+        return self
 
     def build(self, *, latent_channels: int, latent_bins: int, cond_dim: int, cond_frames: int) -> Denoiser:
         return Denoiser(
@@ -65,8 +81,6 @@ class Denoiser(ModelMixin, ConfigMixin):
         aligned_channels: int = 8,
     ) -> None:
         super().__init__()
-        if len(attention) != len(channels):
-            raise ValueError(f"denoiser.attention has {len(attention)} values for {len(channels)} levels")
         film, cross = "film" in conditioning, "cross_attention" in conditioning
         self.aligned = "time_aligned" in conditioning
         kind = "CrossAttn" if cross or film else "Attn"
@@ -80,8 +94,8 @@ class Denoiser(ModelMixin, ConfigMixin):
             mid_block_type="UNetMidBlock2DCrossAttn" if any(attention) and (cross or film) else "UNetMidBlock2D",
             block_out_channels=channels,
             layers_per_block=layers_per_block,
-            # diffusers' `attention_head_dim` is the number of heads.
-            attention_head_dim=tuple(max(1, c // head_dim) for c in channels),
+            # In a block with cross-attention diffusers takes `attention_head_dim` for the number of heads.
+            attention_head_dim=tuple(max(1, c // head_dim) for c in channels) if cross or film else head_dim,
             norm_num_groups=norm_groups,
             cross_attention_dim=cond_dim if cross else channels,
             class_embed_type="simple_projection" if film else None,

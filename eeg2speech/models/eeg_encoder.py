@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from eeg2speech.models.layers import DilatedConvs, SpatialAttention, SubjectLayer, resample_frames
@@ -17,11 +19,18 @@ class ClipConvConfig(Config):
 
     name: Literal["clip_conv"] = "clip_conv"
     virtual_channels: int = 270
-    fourier_size: int = 2048
+    fourier_size: int = Field(default=2048, description="twice a square")
     dropout_radius: float = 0.2
     channels: int = 320
     depth: int = 10
     dropout: float = 0.0
+
+    @field_validator("fourier_size")
+    @classmethod
+    def _is_twice_a_square(cls, value: int) -> int:
+        if value < 2 or 2 * math.isqrt(value // 2) ** 2 != value:
+            raise ValueError("must be twice a square, such as 512 or 2048")
+        return value
 
     def build(self, *, n_subjects: int, dim: int, n_frames: int, n_channels: int) -> ClipConv:
         """`n_channels` is not needed: attention over positions takes any layout."""

@@ -18,13 +18,11 @@ class SpatialAttention(nn.Module):
     """
 
     MARGIN = 0.2
-    """Positions are moved into [0.1, 0.9] so that the periodic basis does not wrap."""
+    """Half of it is kept free on each side of the unit square, so that the periodic basis does not wrap."""
 
     def __init__(self, virtual_channels: int, fourier_size: int, dropout_radius: float) -> None:
         super().__init__()
-        self.n_frequencies = round(math.sqrt(fourier_size / 2))
-        if 2 * self.n_frequencies**2 != fourier_size:
-            raise ValueError(f"fourier_size {fourier_size} is not twice a square")
+        self.n_frequencies = math.isqrt(fourier_size // 2)
         self.heads = nn.Parameter(torch.randn(virtual_channels, fourier_size) / math.sqrt(fourier_size))
         self.dropout_radius = dropout_radius
 
