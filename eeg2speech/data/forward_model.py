@@ -13,15 +13,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.signal import butter, fftconvolve, sosfiltfilt
+from scipy.fft import irfft, rfftfreq
+from scipy.signal import butter, fftconvolve, oaconvolve, sosfiltfilt
 
 from eeg2speech import audio
 
 N_BANDS = 16
 SNR_BAND_HZ = (1.0, 40.0)
 TRF_DURATION_S = 0.4
+N_PINK, N_ALPHA = 88, 8
+"""Background sources with a 1/f power spectrum, and alpha rhythms."""
+BACKGROUND_V, SENSOR_NOISE_V, BLINK_V, LINE_V = 1.5e-6, 0.5e-6, 120e-6, 1e-6
+"""Typical amplitudes: one background source at the average sensor, amplifier noise, a blink at its peak, the line."""
 DYNAMIC_RANGE = 8.0
-"""Natural-log units below the loudest band value at which a band counts as silent (about 70 dB)."""
+"""Natural-log units below magnitude 1 at which a band counts as silent (about 70 dB)."""
 
 
 def speech_features(waveform: np.ndarray, sfreq: float) -> np.ndarray:
@@ -49,9 +54,7 @@ class Listener:
     mixing: np.ndarray
     """(C, 2 * N_BANDS): volts at the sensors per unit of each feature's source, average-referenced."""
     background: np.ndarray
-    """(C, sources): volts at the sensors per unit of each background source."""
-    n_alpha: int
-    """How many of the background sources, the last ones, are alpha rhythms."""
+    """(C, N_PINK + N_ALPHA): volts at the sensors per unit of each background source, average-referenced."""
     blink: np.ndarray
     """(C,): volts at the peak of a blink."""
     line: np.ndarray
@@ -60,39 +63,12 @@ class Listener:
 
 def make_listener(sensors: np.ndarray, sfreq: float, rng: np.random.Generator) -> Listener:
     """`sensors`: (C, 3) metres, x right, y front, z up, on a head of about 9.5 cm."""
-    n = 2 * N_BANDS
-    kernels = np.stack([_kernel(sfreq, rng) for _ in range(n)])
-    mixing = np.zeros((len(sensors), n))
-    for feature in range(n):
-        along = (feature % N_BANDS) / (N_BANDS - 1) - 0.5
-        for side in (-1.0, 1.0):
-            # Low frequencies lie anterolateral, high ones posteromedial on Heschl's gyrus; onsets
-            # are strongest behind it, in the planum temporale. Folding turns the orientations.
-            behind = -0.02 if feature >= N_BANDS else 0.0
-            place = np.array([side * (0.055 - 0.02 * along), 0.005 + behind - 0.04 * along, 0.02 + 0.01 * along])
-            place += rng.normal(0.0, 0.006, 3)
-            mixing[:, feature] += _dipole(sensors, place, rng.normal(size=3) + np.array([0.0, 0.3, 0.6])) * rng.uniform(
-                0.6, 1.4
-            )
-    mixing /= np.sqrt(np.mean(mixing**2, axis=0))
-    n_sources, n_alpha = 96, 8
-    places = rng.normal(size=(n_sources, 3))
-    places *= (rng.uniform(0.05, 0.075, n_sources) / np.linalg.norm(places, axis=1))[:, None]
-    places[:, 2] = np.abs(places[:, 2])
-    places[-n_alpha:] = np.array([0.0, -0.065, 0.03]) + rng.normal(0.0, 0.015, (n_alpha, 3))
-    background = np.stack([_dipole(sensors, place, rng.normal(size=3)) for place in places], axis=1)
-    background /= np.sqrt(np.mean(background**2, axis=0))
-    background *= rng.lognormal(0.0, 0.5, n_sources)
-    eyes = np.array([[0.03, 0.085, -0.03], [-0.03, 0.085, -0.03]])
-    distance = np.linalg.norm(sensors[:, None] - eyes, axis=2).min(axis=1)
-    blink = 120e-6 * np.exp(-(((distance - distance.min()) / 0.04) ** 2))
     return Listener(
-        kernels=kernels.astype(np.float32),
-        mixing=(mixing - mixing.mean(axis=0)).astype(np.float32),
-        background=(background - background.mean(axis=0)).astype(np.float32) * 1.5e-6,
-        n_alpha=n_alpha,
-        blink=(blink - blink.mean()).astype(np.float32),
-        line=rng.lognormal(np.log(1e-6), 0.5, len(sensors)).astype(np.float32),
+        kernels=np.stack([_kernel(sfreq, rng) for _ in range(2 * N_BANDS)]).astype(np.float32),
+        mixing=_auditory_mixing(sensors, rng).astype(np.float32),
+        background=_background_mixing(sensors, rng).astype(np.float32),
+        blink=_blink(sensors).astype(np.float32),
+        line=rng.lognormal(np.log(LINE_V), 0.5, len(sensors)).astype(np.float32),
     )
 
 
@@ -107,6 +83,48 @@ def _kernel(sfreq: float, rng: np.random.Generator) -> np.ndarray:
     return kernel / np.linalg.norm(kernel)
 
 
+def _auditory_mixing(sensors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(C, 2 * N_BANDS): a dipole in each hemisphere for each band, then for each band's onsets; unit RMS over sensors.
+
+    Low frequencies lie anterolateral, high ones posteromedial on Heschl's gyrus; onsets are
+    strongest behind it, in the planum temporale. Folding turns the orientations.
+    """
+    columns = []
+    for behind in (0.0, -0.02):
+        for along in np.linspace(-0.5, 0.5, N_BANDS):
+            pair = np.zeros(len(sensors))
+            for side in (-1.0, 1.0):
+                place = np.array([side * (0.055 - 0.02 * along), 0.005 + behind - 0.04 * along, 0.02 + 0.01 * along])
+                moment = rng.normal(size=3) + np.array([0.0, 0.3, 0.6])
+                pair += rng.uniform(0.6, 1.4) * _dipole(sensors, place + rng.normal(0.0, 0.006, 3), moment)
+            columns.append(pair)
+    return _referenced(np.stack(columns, axis=1))
+
+
+def _background_mixing(sensors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(C, N_PINK + N_ALPHA): dipoles anywhere in the upper cortex, the alpha rhythms' in the occipital lobe."""
+    places = rng.normal(size=(N_PINK, 3))
+    places *= (rng.uniform(0.05, 0.075, N_PINK) / np.linalg.norm(places, axis=1))[:, None]
+    places[:, 2] = np.abs(places[:, 2])
+    occipital = np.array([0.0, -0.065, 0.03]) + rng.normal(0.0, 0.015, (N_ALPHA, 3))
+    dipoles = [_dipole(sensors, place, rng.normal(size=3)) for place in (*places, *occipital)]
+    return BACKGROUND_V * _referenced(np.stack(dipoles, axis=1)) * rng.lognormal(0.0, 0.5, len(dipoles))
+
+
+def _blink(sensors: np.ndarray) -> np.ndarray:
+    """(C,): falls off with the distance from the nearer eye."""
+    eyes = np.array([[0.03, 0.085, -0.03], [-0.03, 0.085, -0.03]])
+    distance = np.linalg.norm(sensors[:, None] - eyes, axis=2).min(axis=1)
+    blink = BLINK_V * np.exp(-(((distance - distance.min()) / 0.04) ** 2))
+    return blink - blink.mean()
+
+
+def _referenced(topographies: np.ndarray) -> np.ndarray:
+    """(C, n): to the average of the sensors, each of unit RMS over them."""
+    centred = topographies - topographies.mean(axis=0)
+    return centred / np.sqrt(np.mean(centred**2, axis=0))
+
+
 def _dipole(sensors: np.ndarray, place: np.ndarray, moment: np.ndarray) -> np.ndarray:
     """(C,) potential of a current dipole in an unbounded homogeneous medium, up to a constant."""
     offset = sensors - place
@@ -115,23 +133,27 @@ def _dipole(sensors: np.ndarray, place: np.ndarray, moment: np.ndarray) -> np.nd
 
 def response(features: np.ndarray, listener: Listener) -> np.ndarray:
     """(2 * N_BANDS, T) -> (C, T) float32 of unit gain: convolve each source, then mix."""
-    sources = fftconvolve(features, listener.kernels, axes=1)[:, : features.shape[1]]
-    return listener.mixing @ sources.astype(np.float32)
+    sources = oaconvolve(features, listener.kernels, axes=1)[:, : features.shape[1]]
+    return listener.mixing @ sources.astype(np.float32, copy=False)
 
 
 def background(n_samples: int, sfreq: float, listener: Listener, rng: np.random.Generator) -> np.ndarray:
-    """(C, n_samples) float32 volts: 1/f and alpha sources mixed to the sensors, plus sensor noise."""
-    n_sources = listener.background.shape[1]
-    frequencies = np.fft.rfftfreq(n_samples, 1.0 / sfreq)
+    """(C, n_samples) float32 volts: 1/f and alpha sources mixed to the sensors, plus sensor noise.
+
+    Sources are drawn in the frequency domain, where stationary Gaussian noise is independent from
+    bin to bin; each has unit variance.
+    """
+    frequencies = rfftfreq(n_samples, 1.0 / sfreq)
     pink = 1.0 / np.sqrt(np.maximum(frequencies, 0.5))
     alpha = np.exp(-0.5 * ((frequencies - 10.0) / 1.0) ** 2)
-    waves = rng.standard_normal((n_sources, n_samples), dtype=np.float32)
-    for source, wave in enumerate(waves):
-        shape = alpha if source >= n_sources - listener.n_alpha else pink
-        coloured = np.fft.irfft(shape * np.fft.rfft(wave), n_samples)
-        waves[source] = coloured / coloured.std()
-    sensor_noise = rng.standard_normal((len(listener.background), n_samples), dtype=np.float32)
-    return listener.background @ waves + np.float32(0.5e-6) * sensor_noise
+    spectra = rng.standard_normal((N_PINK + N_ALPHA, 2 * len(frequencies)), dtype=np.float32).view(np.complex64)
+    for rows, amplitude in ((spectra[:N_PINK], pink), (spectra[N_PINK:], alpha)):
+        amplitude[0] = 0.0  # an amplifier passes no constant
+        rows *= (0.5 * n_samples / np.linalg.norm(amplitude) * amplitude).astype(np.float32)
+    sources = irfft(spectra, n_samples, overwrite_x=True)
+    sensed = np.float32(SENSOR_NOISE_V) * rng.standard_normal((len(listener.background), n_samples), dtype=np.float32)
+    sensed += listener.background @ sources
+    return sensed
 
 
 def artefacts(n_samples: int, sfreq: float, listener: Listener, rng: np.random.Generator) -> np.ndarray:
@@ -145,14 +167,7 @@ def artefacts(n_samples: int, sfreq: float, listener: Listener, rng: np.random.G
     return np.outer(listener.blink, blinks) + np.outer(listener.line, np.sin(phase).astype(np.float32))
 
 
-def snr_db(response: np.ndarray, background: np.ndarray, speech: np.ndarray, sfreq: float) -> float:
-    """10 log10 of the mean over channels of response variance / background variance.
-
-    Both (C, T), band-passed 1 to 40 Hz, on the samples where `speech` (T,) is true.
-    """
+def variance(signal: np.ndarray, speech: np.ndarray, sfreq: float) -> np.ndarray:
+    """(C, T) -> (C,): variance between 1 and 40 Hz (zero-phase Butterworth) where `speech` (T,) is true."""
     band = butter(4, SNR_BAND_HZ, "bandpass", fs=sfreq, output="sos")
-    ratio = [
-        np.var(sosfiltfilt(band, r)[speech]) / np.var(sosfiltfilt(band, b)[speech])
-        for r, b in zip(response, background, strict=True)
-    ]
-    return float(10.0 * np.log10(np.mean(ratio)))
+    return np.array([np.var(sosfiltfilt(band, channel)[speech]) for channel in signal])

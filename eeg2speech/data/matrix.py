@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,25 +20,23 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, field_validator
-from scipy.fft import next_fast_len
+from pydantic import Field, field_validator, model_validator
 
-from eeg2speech import audio
-from eeg2speech.data import forward_model, speech_corpus
+from eeg2speech.data import simulation, speech_corpus
 from eeg2speech.data.base import Recording, SpeechStudy
 from eeg2speech.errors import UserError
-from eeg2speech.files import atomic_path, digest, write_atomically
+from eeg2speech.files import digest, sha256, write_atomically
 from eeg2speech.schema import Config
 
 if TYPE_CHECKING:
     import mne
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same configuration would synthesise other data."""
 MONTAGE = "biosemi64"
-SOA_S = 3.8
-"""Mean time from one sentence onset to the next; jittered without regard to the sound, so that at
-SNR -inf not even the timing of a recording depends on what was played."""
+DONE = "done.json"
+"""Written last: a folder that has it is complete, and every other file's SHA-256 stands in it."""
+MAX_SNR_DB = 100.0
 
 
 class MatrixStudyConfig(Config):
@@ -46,15 +47,28 @@ class MatrixStudyConfig(Config):
     n_sentences: int = Field(default=1000, ge=10)
     n_subjects: int = Field(default=4, ge=1)
     recordings_per_subject: int = Field(default=4, ge=1)
-    sfreq: float = Field(default=128.0, gt=100.0, description="Hz; above twice the 50 Hz line frequency")
-    seed: int = 0
+    sfreq: float = Field(default=128.0, gt=100.0, le=1000.0, description="Hz; above twice the 50 Hz line frequency")
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("snr_db", mode="before")
+    @classmethod
+    def _is_no_switch(cls, value: object) -> object:
+        if isinstance(value, bool):
+            raise ValueError("must be a number of decibels or -.inf")
+        return value
 
     @field_validator("snr_db")
     @classmethod
     def _is_a_level(cls, value: float) -> float:
-        if math.isnan(value) or value == math.inf:
-            raise ValueError("must be a number of decibels or -.inf")
+        if value != -math.inf and not abs(value) <= MAX_SNR_DB:
+            raise ValueError(f"must be a number of decibels from -{MAX_SNR_DB:g} to {MAX_SNR_DB:g}, or -.inf")
         return value
+
+    @model_validator(mode="after")
+    def _fills_recordings(self) -> MatrixStudyConfig:
+        if self.recordings_per_subject > self.n_sentences:
+            raise ValueError("recordings_per_subject must not exceed n_sentences: a recording would be empty")
+        return self
 
     def build(self) -> MatrixStudy:
         return MatrixStudy(self)
@@ -90,21 +104,33 @@ class MatrixStudy(SpeechStudy):
     def prepare(self, folder: Path) -> None:
         """Synthesises the study into `folder/<digest>`, or finds it there complete.
 
-        A file that no longer has the size it was written with is an error that names it.
+        A second process waits for the first. Raises UserError naming a file that is not as it was written.
         """
+        import filelock
+
         self.folder = folder / digest([FORMAT, self.config.model_dump()])
-        done = self.folder / "done.json"
-        if done.exists():
-            for name, size in json.loads(done.read_text())["sizes"].items():
-                path = self.folder / name
-                if not path.exists() or path.stat().st_size != size:
-                    raise UserError(f"{path} is missing or damaged: delete {self.folder} and run again")
-            return
-        self._synthesise(self.folder)
-        sizes = {
-            str(p.relative_to(self.folder)): p.stat().st_size for p in sorted(self.folder.rglob("*")) if p.is_file()
-        }
-        write_atomically(done, json.dumps({"config": self.config.model_dump(mode="json"), "sizes": sizes}, indent=1))
+        done = self.folder / DONE
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(self.folder.with_suffix(".lock")), _pool() as pool:
+            if done.exists():
+                self._check(pool)
+                return
+            shutil.rmtree(self.folder, ignore_errors=True)  # what an interrupted process left
+            self._synthesise(self.folder, pool)
+            files = sorted(p for p in self.folder.rglob("*") if p.is_file())
+            hashes = dict(zip((str(p.relative_to(self.folder)) for p in files), pool.map(sha256, files), strict=True))
+            record = {"config": self.config.model_dump(mode="json"), "sha256": hashes}
+            write_atomically(done, json.dumps(record, indent=1))
+
+    def _check(self, pool: ThreadPoolExecutor) -> None:
+        def is_whole(name: str) -> bool:
+            path = self._root / name
+            return path.is_file() and sha256(path) == self._hashes[name]
+
+        whole = pool.map(is_whole, self._hashes)
+        damaged = [name for name, fine in zip(self._hashes, whole, strict=True) if not fine]
+        if damaged:
+            raise UserError(f"{self._root / damaged[0]} is missing or damaged: delete {self._root} and run again")
 
     def subjects(self) -> tuple[str, ...]:
         return tuple(f"listener{k + 1}" for k in range(self.config.n_subjects))
@@ -128,7 +154,7 @@ class MatrixStudy(SpeechStudy):
                     eeg=FifSource(raw),
                     sounds=self._sounds(events),
                     words=self._words(events),
-                    fingerprint=digest([path.parent.name, path.name, path.stat().st_size]),
+                    fingerprint=self._hashes[path.name],
                 )
 
     @property
@@ -136,6 +162,16 @@ class MatrixStudy(SpeechStudy):
         if self.folder is None:
             raise RuntimeError("MatrixStudy.prepare must be called before reading")
         return self.folder
+
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        """File name -> SHA-256, as the files were written."""
+        done = self._root / DONE
+        try:
+            hashes: dict[str, str] = json.loads(done.read_text(encoding="utf-8"))["sha256"]
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{done} is missing or damaged: delete {self._root} and run again") from error
+        return hashes
 
     @cached_property
     def _sentences(self) -> pd.DataFrame:
@@ -164,86 +200,48 @@ class MatrixStudy(SpeechStudy):
         ]
         return pd.DataFrame(rows, columns=["word", "onset_s", "duration_s", "sentence"])
 
-    def _synthesise(self, folder: Path) -> None:
+    def _synthesise(self, folder: Path, pool: ThreadPoolExecutor) -> None:
         import mne
         from tqdm import tqdm
 
         config = self.config
         texts = speech_corpus.sentences(config.n_sentences, config.seed)
-        sentences = speech_corpus.synthesise(texts, config.seed, folder / "audio")
+        sentences = speech_corpus.synthesise(texts, config.seed, folder / "audio", pool)
         write_atomically(folder / "sentences.csv", sentences.to_csv(index=False))
-        features = [
-            forward_model.speech_features(audio.load(folder / "audio" / name), config.sfreq)
-            for name in sentences["path"]
-        ]
+        features = speech_corpus.features(sentences, folder / "audio", config.sfreq, pool)
+        with mne.use_log_level("error"):
+            for number, subject in enumerate(tqdm(self.subjects(), "listeners", leave=False, disable=None)):
+                self._record(folder / subject, number, sentences["sentence_id"].to_numpy(), features, pool)
+
+    def _record(
+        self, stem: Path, listener: int, ids: np.ndarray, features: list[np.ndarray], pool: ThreadPoolExecutor
+    ) -> None:
+        """Writes `<stem>-<part>_eeg.fif` and `<stem>-<part>_events.csv` for each session of a listener."""
+        import mne
+
+        config = self.config
         montage = mne.channels.make_standard_montage(MONTAGE)
         sensors = np.stack([montage.get_positions()["ch_pos"][name] for name in montage.ch_names])
-        for number, subject in enumerate(tqdm(self.subjects(), desc="listeners", leave=False)):
-            rng = np.random.default_rng([config.seed, 3, number])
-            listener = forward_model.make_listener(sensors, config.sfreq, rng)
-            order = np.array_split(rng.permutation(config.n_sentences), config.recordings_per_subject)
-            sessions = [self._session(part, features, listener, rng) for part in order]
-            gain = _gain(config.snr_db, sessions, config.sfreq)
-            for part, (which, session) in enumerate(zip(order, sessions, strict=True)):
-                eeg = session.background if config.snr_db == -math.inf else session.background + gain * session.response
-                eeg += forward_model.artefacts(eeg.shape[1], config.sfreq, listener, rng)
-                name = f"{subject}-{part + 1}"
-                events = pd.DataFrame(
-                    {"sentence_id": sentences["sentence_id"].to_numpy()[which], "onset_s": session.onsets_s}
-                )
-                write_atomically(folder / f"{name}_events.csv", events.to_csv(index=False))
-                _write_fif(folder / f"{name}_eeg.fif", eeg, config.sfreq, montage)
-
-    def _session(
-        self,
-        sentences: np.ndarray,
-        features: list[np.ndarray],
-        listener: forward_model.Listener,
-        rng: np.random.Generator,
-    ) -> _Session:
-        sfreq = self.config.sfreq
-        onsets = np.round((1.0 + SOA_S * np.arange(len(sentences)) + rng.uniform(-0.15, 0.15, len(sentences))) * sfreq)
-        n_samples = next_fast_len(int(onsets[-1] + (SOA_S + 1.0) * sfreq), real=True)
-        heard = np.zeros((2 * forward_model.N_BANDS, n_samples), dtype=np.float32)
-        for sentence, onset in zip(sentences, onsets.astype(int), strict=True):
-            heard[:, onset : onset + features[sentence].shape[1]] = features[sentence]
-        return _Session(
-            onsets_s=onsets / sfreq,
-            speech=heard[: forward_model.N_BANDS].max(axis=0) > 0,
-            response=forward_model.response(heard, listener),
-            background=forward_model.background(n_samples, sfreq, listener, rng),
+        info = mne.create_info(montage.ch_names, config.sfreq, "eeg").set_montage(montage)
+        sessions = simulation.listen(
+            features, sensors, config.sfreq, config.recordings_per_subject, config.seed, listener, pool
         )
+        gain = simulation.gain(config.snr_db, sessions)
+
+        def write(part: int) -> None:
+            session = sessions[part]
+            events = {"sentence_id": ids[session.sentences], "onset_s": session.onsets / config.sfreq}
+            name = f"{stem}-{part + 1}"
+            write_atomically(Path(f"{name}_events.csv"), pd.DataFrame(events).to_csv(index=False))
+            raw = mne.io.RawArray(session.eeg(gain), info)
+            raw.save(f"{name}_eeg.fif", fmt="single", buffer_size_sec=10)
+
+        list(pool.map(write, range(len(sessions))))
 
 
-@dataclass(frozen=True)
-class _Session:
-    onsets_s: np.ndarray
-    speech: np.ndarray
-    response: np.ndarray
-    background: np.ndarray
-
-
-def _gain(level_db: float, sessions: list[_Session], sfreq: float) -> np.float32:
-    """The factor on the responses that puts a listener's sessions together at `level_db`."""
-    unit_db = forward_model.snr_db(
-        np.concatenate([s.response for s in sessions], axis=1),
-        np.concatenate([s.background for s in sessions], axis=1),
-        np.concatenate([s.speech for s in sessions]),
-        sfreq,
-    )
-    return np.float32(10.0 ** ((level_db - unit_db) / 20.0))
-
-
-def _write_fif(path: Path, eeg: np.ndarray, sfreq: float, montage: mne.channels.DigMontage) -> None:
-    import mne
-
-    info = mne.create_info(montage.ch_names, sfreq, "eeg", verbose="error")
-    raw = mne.io.RawArray(eeg, info, verbose="error")
-    raw.set_montage(montage, verbose="error")
-    with atomic_path(path) as partial:
-        target = partial.with_name(partial.name + "_eeg.fif")
-        raw.save(target, fmt="single", verbose="error")
-        target.replace(partial)
+def _pool() -> ThreadPoolExecutor:
+    """Threads, for what takes time here (speech network, FFTs, random draws, files) runs outside the interpreter."""
+    return ThreadPoolExecutor(min(4, os.cpu_count() or 1))
 
 
 def layout(montage: mne.channels.DigMontage, ch_names: list[str]) -> np.ndarray:

@@ -7,12 +7,14 @@ gets one word in ten. The word list is this project's own.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from eeg2speech import audio
+from eeg2speech.data.forward_model import speech_features
 from eeg2speech.errors import UserError
 
 SLOTS: dict[str, tuple[str, ...]] = {
@@ -45,11 +47,12 @@ def sentences(n: int, seed: int) -> list[str]:
     return list(chosen)[:n]
 
 
-def synthesise(texts: list[str], seed: int, folder: Path) -> pd.DataFrame:
+def synthesise(texts: list[str], seed: int, folder: Path, pool: ThreadPoolExecutor) -> pd.DataFrame:
     """Reads every sentence aloud into `folder` as 16 kHz wavs; one row each: sentence_id, text, path, duration_s.
 
     Speaking rate and pitch vary a little from sentence to sentence, from (seed, position) alone, so
-    the same call writes the same samples. A reading that outlasts MAX_READING_S is read again faster.
+    the same call writes the same samples, however many threads share the work. A reading that
+    outlasts MAX_READING_S is read again faster.
     """
     from tqdm import tqdm
 
@@ -60,18 +63,22 @@ def synthesise(texts: list[str], seed: int, folder: Path) -> pd.DataFrame:
             "the matrix study needs the speech synthesiser hibari-tts: pip install 'eeg2speech[matrix]'"
         ) from error
     voice = Hibari()
+    voice("Ready.", seed=0)  # loads its dictionaries, before threads share them
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for index, text in enumerate(tqdm(texts, desc="speech", unit="sentence", leave=False)):
+
+    def read(index: int) -> tuple[str, str, str, float]:
         rng = np.random.default_rng([seed, 2, index])
         pitch, speed = float(rng.choice(PITCH_FACTORS)), float(rng.uniform(0.9, 1.1))
-        waveform = _read(voice, text, speed, pitch, seed=index)
+        waveform = _read(voice, texts[index], speed, pitch, seed=index)
         while len(waveform) > MAX_READING_S * audio.SAMPLE_RATE:
             speed *= 1.05
-            waveform = _read(voice, text, speed, pitch, seed=index)
+            waveform = _read(voice, texts[index], speed, pitch, seed=index)
         path = folder / f"{index:05d}.wav"
         audio.save(path, waveform)
-        rows.append((f"{index:05d}", text, path.name, len(waveform) / audio.SAMPLE_RATE))
+        return path.stem, texts[index], path.name, len(waveform) / audio.SAMPLE_RATE
+
+    done = pool.map(read, range(len(texts)))
+    rows = list(tqdm(done, "speech", len(texts), unit="sentence", leave=False, disable=None))
     return pd.DataFrame(rows, columns=["sentence_id", "text", "path", "duration_s"])
 
 
@@ -84,6 +91,11 @@ def _read(voice: object, text: str, speed: float, pitch: float, seed: int) -> np
     waveform = waveform[max(0, loud[0] - lead) : loud[-1] + lead]
     waveform = waveform * (0.06 / np.sqrt(np.mean(waveform**2)))
     return (waveform / max(1.0, np.abs(waveform).max() / 0.99)).astype(np.float32)
+
+
+def features(sentences: pd.DataFrame, folder: Path, sfreq: float, pool: ThreadPoolExecutor) -> list[np.ndarray]:
+    """What the simulated ear takes from each wav that `synthesise` wrote into `folder`, at `sfreq`."""
+    return list(pool.map(lambda name: speech_features(audio.load(folder / name), sfreq), sentences["path"]))
 
 
 def word_times(text: str, duration_s: float) -> list[tuple[str, float, float]]:
