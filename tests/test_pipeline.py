@@ -1,0 +1,159 @@
+"""The pipeline: sampling against closed forms, seeds, batches, saving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from eeg2speech.config import NoiseScheduleConfig
+from eeg2speech.evaluation import SamplingConfig
+from eeg2speech.models.layers import normalise_embedding
+from eeg2speech.pipeline import EEG2SpeechPipeline
+from eeg2speech.training.run import noise_scheduler, sampler_of
+from tests.model_fixture import DIM, FRAMES, tiny_pipeline
+
+EEG = torch.randn(3, 2, 360, generator=torch.Generator().manual_seed(0))
+POSITIONS = torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(1))
+SUBJECT = torch.tensor([0, 1, 1])
+COND = torch.randn(3, DIM, FRAMES, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> EEG2SpeechPipeline:
+    return tiny_pipeline()
+
+
+def test_eeg_becomes_three_seconds_of_sound(pipeline: EEG2SpeechPipeline) -> None:
+    waveform = pipeline(EEG, POSITIONS, SUBJECT, num_inference_steps=2)
+    assert waveform.shape == (3, 48_000)
+    assert float(waveform.abs().max()) <= 1.0
+    assert float(waveform.std()) > 0
+
+
+def test_eeg_enters_through_its_normalised_embedding(pipeline: EEG2SpeechPipeline) -> None:
+    cond = pipeline.eeg_encoder(EEG, POSITIONS, SUBJECT)
+    from_eeg = pipeline(EEG, POSITIONS, SUBJECT, num_inference_steps=2)
+    torch.testing.assert_close(pipeline(cond=7.0 * cond, num_inference_steps=2), from_eeg, atol=1e-4, rtol=0)
+
+
+def test_something_to_listen_to_is_required(pipeline: EEG2SpeechPipeline) -> None:
+    with pytest.raises(ValueError, match="eeg, positions and subject, or cond"):
+        pipeline(EEG, POSITIONS)
+
+
+def test_a_sample_depends_on_its_own_input_and_seed_alone(pipeline: EEG2SpeechPipeline) -> None:
+    """Not on the batch's size, nor on its place in it."""
+    values = {"num_inference_steps": 3, "guidance_scale": 2.0}
+    together = pipeline(cond=COND, seeds=[11, 22, 33], **values)
+    turned = pipeline(cond=COND.flip(0), seeds=[33, 22, 11], **values).flip(0)
+    alone = torch.cat([pipeline(cond=COND[b : b + 1], seeds=[11 * (b + 1)], **values) for b in range(3)])
+    torch.testing.assert_close(turned, together, atol=1e-5, rtol=0)
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)
+    assert not torch.allclose(pipeline(cond=COND, seeds=[11, 22, 34], **values)[2], together[2], atol=1e-3)
+
+
+def test_starting_noise_is_standard_normal_and_a_function_of_the_seed(pipeline: EEG2SpeechPipeline) -> None:
+    noise = pipeline.noise([5, 2**62 + 1, 5])
+    assert torch.equal(noise[0], noise[2])
+    assert abs(float(noise.mean())) < 0.05
+    assert float(noise.std()) == pytest.approx(1.0, abs=0.03)
+    assert abs(float((noise[0] * noise[1]).mean())) < 0.05
+
+
+def test_guidance_goes_away_from_the_null_condition(pipeline: EEG2SpeechPipeline) -> None:
+    """One DDIM step to x0: the three samples lie on a line, in the proportion of their scales."""
+    one_step = tiny_pipeline(SamplingConfig(scheduler="ddim"))
+    cond = normalise_embedding(COND)
+    null, plain, strong = (
+        one_step.sample(c, 1, scale, [1, 2, 3])
+        for c, scale in ((one_step.denoiser.null(3), 1.0), (cond, 1.0), (cond, 3.0))
+    )
+    torch.testing.assert_close(strong - null, 3.0 * (plain - null), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(one_step.sample(cond, 1, 0.0, [1, 2, 3]), null, atol=1e-5, rtol=0)
+
+
+def test_unconditional_is_the_null_condition(pipeline: EEG2SpeechPipeline) -> None:
+    latent = pipeline.sample(pipeline.denoiser.null(2), 2, 1.0, [4, 5])
+    wanted = pipeline.vocode(decoded(pipeline, latent), [4, 5])
+    torch.testing.assert_close(pipeline.unconditional(2, num_inference_steps=2, seeds=[4, 5]), wanted)
+
+
+def decoded(pipeline: EEG2SpeechPipeline, latent: Tensor) -> Tensor:
+    config = pipeline.vae.config
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std))
+    return pipeline.vae.decode(latent * std + mean).sample
+
+
+class Known(nn.Module):
+    """The ideal denoiser of latents that are normal with one mean and deviation at every point.
+
+    E[x0 | x_t] of x_t = a x0 + s eps is  mean + a sd² / (a² sd² + s²) (x_t - a mean).
+    """
+
+    def __init__(self, kind: str, alphas_cumprod: Tensor, mean: float, sd: float) -> None:
+        super().__init__()
+        self.kind, self.alphas_cumprod, self.mean, self.sd = kind, alphas_cumprod, mean, sd
+
+    def forward(self, latent: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        a, s = self.alphas_cumprod[t] ** 0.5, (1 - self.alphas_cumprod[t]) ** 0.5
+        x0 = self.mean + a * self.sd**2 / (a**2 * self.sd**2 + s**2) * (latent - a * self.mean)
+        eps = (latent - a * x0) / s.clamp(min=1e-4)
+        return {"sample": x0, "epsilon": eps, "v_prediction": a * eps - s * x0}[self.kind]
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver++"])
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+@pytest.mark.parametrize("steps", [1, 5, 10])
+def test_an_ideal_denoiser_of_one_point_is_sampled_exactly(scheduler: str, kind: str, steps: int) -> None:
+    pipeline = tiny_pipeline(SamplingConfig(scheduler=scheduler), prediction=kind)
+    object.__setattr__(pipeline, "denoiser", Known(kind, pipeline.scheduler.alphas_cumprod, 0.7, 0.0))
+    latent = pipeline.sample(COND, steps, 1.0, [1, 2, 3])
+    torch.testing.assert_close(latent, torch.full_like(latent, 0.7), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("scheduler", "steps", "tolerance"), [("ddim", 200, 0.02), ("dpmsolver++", 100, 0.02)])
+def test_an_ideal_denoiser_of_a_normal_is_sampled_with_its_spread(scheduler: str, steps: int, tolerance: float) -> None:
+    pipeline = tiny_pipeline(SamplingConfig(scheduler=scheduler))
+    object.__setattr__(pipeline, "denoiser", Known("v_prediction", pipeline.scheduler.alphas_cumprod, -0.3, 0.6))
+    latent = pipeline.sample(COND, steps, 1.0, [1, 2, 3])
+    assert float(latent.mean()) == pytest.approx(-0.3, abs=0.02)
+    assert float(latent.std()) == pytest.approx(0.6, abs=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample", "epsilon"])
+def test_training_and_sampling_share_one_schedule(kind: str) -> None:
+    """And with zero terminal SNR the last step is pure noise (but for what keeps a solver finite)."""
+    schedule = NoiseScheduleConfig(prediction_type=kind)  # type: ignore[arg-type]
+    forward = noise_scheduler(schedule)
+    x0, eps = torch.full((1, 4), 3.0), torch.ones(1, 4)
+    torch.testing.assert_close(forward.add_noise(x0, eps, torch.tensor([999])), eps)
+    for scheduler in ("ddim", "dpmsolver++"):
+        backward = sampler_of(schedule, SamplingConfig(scheduler=scheduler))
+        backward.set_timesteps(10)
+        assert int(backward.timesteps[0]) == 999
+        assert backward.config.prediction_type == kind
+        torch.testing.assert_close(backward.alphas_cumprod, forward.alphas_cumprod, atol=1e-6, rtol=1e-5)
+
+
+def test_a_saved_pipeline_says_the_same(pipeline: EEG2SpeechPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path)
+    again = EEG2SpeechPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    values = {"num_inference_steps": 2, "guidance_scale": 1.5, "seeds": [1, 2, 3]}
+    torch.testing.assert_close(
+        again(EEG, POSITIONS, SUBJECT, **values), pipeline(EEG, POSITIONS, SUBJECT, **values), atol=1e-5, rtol=0
+    )
+    assert (tmp_path / "model_index.json").exists()
+    assert not [p for p in tmp_path.rglob("*") if p.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
+
+
+def test_a_pipeline_needs_no_audio_encoder(pipeline: EEG2SpeechPipeline, tmp_path: Path) -> None:
+    names = ("eeg_encoder", "denoiser", "vae", "vocoder", "scheduler")
+    slim = EEG2SpeechPipeline(**{name: getattr(pipeline, name) for name in names})
+    slim.save_pretrained(tmp_path)
+    again = EEG2SpeechPipeline.from_pretrained(tmp_path)
+    assert again.audio_encoder is None
+    assert again.config.latent_frames == 75
