@@ -21,7 +21,7 @@ from eeg2speech.evaluation import EvaluationConfig, SamplingConfig
 from eeg2speech.models.audio_encoder import DeepMelConfig
 from eeg2speech.models.autoencoder import AutoencoderConfig
 from eeg2speech.models.denoiser import DenoiserConfig
-from eeg2speech.models.eeg_encoder import ClipConvConfig, LinearEncoderConfig
+from eeg2speech.models.eeg_encoder import AlignedConvConfig, ClipConvConfig, LinearEncoderConfig
 from eeg2speech.models.vocoder import GriffinLimConfig, HifiGanConfig
 from eeg2speech.runs import run_name
 from eeg2speech.schema import Config
@@ -30,7 +30,7 @@ from eeg2speech.training.loop import StageConfig
 # A new part is one file, one line here, and one value in a YAML.
 STUDIES: dict[str, type[SpeechStudy]] = {"matrix": MatrixStudy, "folder": FolderStudy}
 StudyConfig = Annotated[MatrixStudyConfig | FolderStudyConfig, Field(discriminator="name")]
-EEGEncoderConfig = Annotated[ClipConvConfig | LinearEncoderConfig, Field(discriminator="name")]
+EEGEncoderConfig = Annotated[ClipConvConfig | AlignedConvConfig | LinearEncoderConfig, Field(discriminator="name")]
 AudioEncoderConfig = DeepMelConfig
 VocoderConfig = Annotated[GriffinLimConfig | HifiGanConfig, Field(discriminator="name")]
 
@@ -173,4 +173,4 @@ def _sentence(error: ValidationError) -> str:
     return "; ".join(faults)
 
 
-_PART_NAMES = {"clip_conv", "linear", "deep_mel", "griffin_lim", "hifigan"}
+_PART_NAMES = {"clip_conv", "aligned_conv", "linear", "deep_mel", "griffin_lim", "hifigan"}

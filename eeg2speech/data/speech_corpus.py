@@ -68,7 +68,7 @@ def synthesise(texts: list[str], seed: int, folder: Path, pool: ThreadPoolExecut
 
     def read(index: int) -> tuple[str, str, str, float]:
         rng = np.random.default_rng([seed, 2, index])
-        pitch, speed = float(rng.choice(PITCH_FACTORS)), float(rng.uniform(0.9, 1.1))
+        pitch, speed = float(rng.choice(PITCH_FACTORS)), float(rng.uniform(0.78, 0.92))
         waveform = _read(voice, texts[index], speed, pitch, seed=index)
         while len(waveform) > MAX_READING_S * audio.SAMPLE_RATE:
             speed *= 1.05

@@ -15,6 +15,8 @@ from eeg2speech.data.loader import StudyData, TrainingSampler
 from eeg2speech.evaluation import SamplingConfig
 from eeg2speech.files import digest, write_atomically
 from eeg2speech.models.autoencoder import fit_scale
+from eeg2speech.models.eeg_encoder import AlignedConv
+from eeg2speech.models.regressor import Regressor
 from eeg2speech.pipeline import EEG2SpeechPipeline
 from eeg2speech.runs import RunFolder, is_done, step
 from eeg2speech.training.checkpoint import load_weights
@@ -23,6 +25,7 @@ from eeg2speech.training.loop import train as train_stage
 from eeg2speech.training.stages import AutoencoderStage, ContrastiveStage, DiffusionStage, RegressionStage
 
 VALIDATION_WINDOWS = 128
+ALIGNMENT_WINDOWS = 1024
 
 
 @dataclass
@@ -116,12 +119,19 @@ class _Trainer:
         """Initial weights depend on the training seed and the module's name alone."""
         torch.manual_seed(derived_seed(self.config.seed, "init", name))
 
+    def fit_alignment(self, encoder: nn.Module) -> None:
+        """Gives an encoder that aligns subjects their training EEG, evenly spread over the recordings."""
+        if isinstance(encoder, AlignedConv):
+            batch = self.data.batch(_spread(self.rows, ALIGNMENT_WINDOWS))
+            encoder.fit_alignment(batch.eeg, batch.subject)
+
     def contrastive(self) -> tuple[nn.Module, nn.Module]:
         model, data = self.config.model, self.data
         n_frames = embedding_frames(self.config)
         sizes = {"dim": model.embedding.dim, "n_frames": n_frames}
         self.seeded("eeg_encoder")
         eeg_encoder = model.eeg_encoder.build(n_subjects=data.n_subjects, n_channels=data.n_channels, **sizes)
+        self.fit_alignment(eeg_encoder)
         self.seeded("audio_encoder")
         audio_encoder = model.audio_encoder.build(n_bands=data.n_bands, **sizes)
         audio_encoder.fit_scale(_training_features(data))
@@ -133,9 +143,11 @@ class _Trainer:
         model, data = self.config.model, self.data
         choice = model.regressor or model.eeg_encoder
         self.seeded("regressor")
-        regressor = choice.build(
+        encoder = choice.build(
             n_subjects=data.n_subjects, n_channels=data.n_channels, dim=data.n_bands, n_frames=data.n_frames
         )
+        self.fit_alignment(encoder)
+        regressor = Regressor(encoder, _training_features(data))
         self.train(RegressionStage(regressor), config, choice.model_dump())
         return regressor
 
