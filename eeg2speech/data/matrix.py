@@ -31,7 +31,7 @@ from eeg2speech.schema import Config
 if TYPE_CHECKING:
     import mne
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever the same configuration would synthesise other data."""
 MONTAGE = "biosemi64"
 DONE = "done.json"

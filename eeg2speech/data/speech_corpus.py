@@ -24,6 +24,8 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "adjective": ("green", "old", "large", "cheap", "heavy", "lovely", "yellow", "broken", "quiet", "dark"),
     "object": ("chairs", "boats", "windows", "flowers", "apples", "shoes", "tables", "bottles", "pictures", "spoons"),
 }
+MAX_SENTENCES = 20_000
+"""A fifth of those that exist: beyond, balanced draws without repetition become rare."""
 MAX_READING_S = 2.6
 PITCH_FACTORS = (0.96, 0.98, 1.0, 1.02, 1.04)
 LEAD_S = 0.05
@@ -33,17 +35,18 @@ LEAD_S = 0.05
 def sentences(n: int, seed: int) -> list[str]:
     """n distinct sentences in which every word of a slot is equally frequent (to within one).
 
-    Raises UserError where more are asked for than the 100,000 that exist.
+    Raises UserError where more are asked for than MAX_SENTENCES.
     """
-    n_possible = int(np.prod([len(words) for words in SLOTS.values()]))
-    if not 1 <= n <= n_possible // 2:
-        raise UserError(f"study.n_sentences is {n}: choose between 1 and {n_possible // 2}")
+    if not 1 <= n <= MAX_SENTENCES:
+        raise UserError(f"study.n_sentences is {n}: choose between 1 and {MAX_SENTENCES}")
     rng = np.random.default_rng([seed, 1])
     chosen: dict[str, None] = {}
     while len(chosen) < n:
+        # Ten sentences use every word once; a ten that repeats a sentence is drawn again as a whole.
         columns = [rng.permutation(words) for words in SLOTS.values()]
-        for row in zip(*columns, strict=True):
-            chosen.setdefault(" ".join(row))
+        ten = [" ".join(words) for words in zip(*columns, strict=True)]
+        if not any(sentence in chosen for sentence in ten):
+            chosen.update(dict.fromkeys(ten))
     return list(chosen)[:n]
 
 
@@ -70,8 +73,8 @@ def synthesise(texts: list[str], seed: int, folder: Path, pool: ThreadPoolExecut
         rng = np.random.default_rng([seed, 2, index])
         pitch, speed = float(rng.choice(PITCH_FACTORS)), float(rng.uniform(0.78, 0.92))
         waveform = _read(voice, texts[index], speed, pitch, seed=index)
-        while len(waveform) > MAX_READING_S * audio.SAMPLE_RATE:
-            speed *= 1.05
+        while (excess := len(waveform) / (MAX_READING_S * audio.SAMPLE_RATE)) > 1.0:
+            speed *= 1.02 * excess
             waveform = _read(voice, texts[index], speed, pitch, seed=index)
         path = folder / f"{index:05d}.wav"
         audio.save(path, waveform)
