@@ -22,8 +22,8 @@ from eeg2speech.runs import RunFolder, is_done, read_done, step
 from eeg2speech.training.log import read_metrics
 from eeg2speech.training.run import Trained, train
 from eval.assembly import Scored, assemble
-from eval.metrics import build_metrics
-from eval.metrics.base import Measurement, SystemOutput, TestSet
+from eval.metrics import METRICS, build_metrics
+from eval.metrics.base import Measurement, Metric, SystemOutput, TestSet
 from eval.results import AuditFinding, StageSummary
 from eval.systems import SYSTEMS, Bench, System
 
@@ -37,7 +37,7 @@ def run(config: ExperimentConfig, folder: RunFolder) -> Path:
     A system that is done for this configuration is not run again, so an interrupted evaluation
     continues and a finished one costs seconds.
     """
-    systems = chosen_systems(config)
+    systems, metrics = chosen_systems(config), chosen_metrics(config, folder)
     trained = train(config, folder)
     with folder.lock():
         depends = digest(
@@ -49,7 +49,6 @@ def run(config: ExperimentConfig, folder: RunFolder) -> Path:
             return path
         begun = time.monotonic()
         bench = make_bench(config, trained)
-        metrics = build_metrics(config.evaluation.metrics, folder.path.parent / "cache" / "weights")
         scored = []
         for system in tqdm(systems, desc="systems", unit="system", leave=False):
             place = folder.evaluation / system.name
@@ -78,7 +77,20 @@ def chosen_systems(config: ExperimentConfig) -> list[System]:
         raise UserError(f"evaluation.systems: {', '.join(unknown)} is unknown; choose among {', '.join(SYSTEMS)}")
     if "eeg" not in names:
         raise UserError("evaluation.systems must contain eeg, the claim that the other rows are compared with")
+    if config.evaluation.ceiling not in SYSTEMS:
+        raise UserError(
+            f"evaluation.ceiling: {config.evaluation.ceiling} is unknown; choose among {', '.join(SYSTEMS)}"
+        )
     return [SYSTEMS[name] for name in names]
+
+
+def chosen_metrics(config: ExperimentConfig, folder: RunFolder) -> list[Metric]:
+    """The metrics of this run, their weights not yet loaded. Raises UserError where a name is unknown."""
+    metrics = build_metrics(config.evaluation.metrics, folder.path.parent / "cache" / "weights")
+    primary, known = config.evaluation.primary, list(dict.fromkeys([*METRICS, *(m.info.name for m in metrics)]))
+    if primary not in known:
+        raise UserError(f"evaluation.primary: {primary!r} is unknown; choose among {', '.join(known)}")
+    return metrics
 
 
 def make_bench(config: ExperimentConfig, trained: Trained) -> Bench:
@@ -127,7 +139,7 @@ def _test_set(trained: Trained, examples: pd.DataFrame, described: pd.DataFrame,
     )
 
 
-def _score(system: System, bench: Bench, metrics: list[Any], place: Path) -> None:
+def _score(system: System, bench: Bench, metrics: list[Metric], place: Path) -> None:
     """One system: its sounds as wavs, its examples as parquet, its measurements as JSON."""
     output = system.run(bench)
     wavs = _write_wavs(output, place)

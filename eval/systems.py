@@ -7,9 +7,10 @@ their condition alone. A system that hears no EEG runs once per stimulus.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from eeg2speech.batch import Batch
+from eeg2speech.errors import UserError
 from eeg2speech.evaluation import SamplingConfig
 from eeg2speech.losses import similarity
 from eeg2speech.models.autoencoder import decode, encode
@@ -84,7 +86,7 @@ class Bench:
         """For each test example, the row of a test window of the same listener and another stimulus."""
         rng = np.random.default_rng([self.seed, 1])
         examples, other = self.test.examples, np.empty_like(self.windows)
-        for _, group in examples.groupby("subject", sort=True):
+        for subject, group in examples.groupby("subject", sort=True):
             places = group.index.to_numpy()
             stimuli = examples["stimulus"].to_numpy()[places]
             order = rng.permutation(len(places))
@@ -95,7 +97,9 @@ class Bench:
             largest = int(np.bincount(stimuli).max())
             moved = np.roll(order, -largest)
             if (stimuli[order] == stimuli[moved]).any():
-                raise ValueError("a listener has too few different test stimuli to shuffle")
+                raise UserError(
+                    f"listener {subject} has heard too few different test stimuli to shuffle: raise splits.test"
+                )
             other[places[order]] = self.windows[places[moved]]
         return other
 
@@ -226,9 +230,10 @@ class Noise(EEG):
     description = "a phase-randomised surrogate with the spectra and covariance of the listener's EEG"
 
     def heard(self, bench: Bench) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(derived_seed(bench.seed, "surrogate") % 2**63)
+        heard = bench.test.examples[["recording", "stimulus_id"]].itertuples(index=False)
+        seeds = iter([derived_seed(bench.seed, "surrogate", *names) for names in heard])
         for batch in bench.batches(bench.other_windows):
-            yield Batch(**{**vars(batch), "eeg": phase_randomised(batch.eeg, generator)})
+            yield replace(batch, eeg=phase_randomised(batch.eeg, list(islice(seeds, len(batch)))))
 
 
 class Mean(System):
@@ -257,9 +262,9 @@ class Regression(System):
     description = "the true EEG through a plain EEG-to-mel regressor and the same vocoder: is diffusion worth its cost?"
 
     def no_sound(self, bench: Bench) -> str | None:
-        if not bench.trained.data.has_audio:
-            return NO_AUDIO
-        return None if bench.trained.regressor is not None else NOT_TRAINED.format("regressor")
+        if bench.trained.data.has_audio and bench.trained.regressor is None:
+            return NOT_TRAINED.format("regressor")
+        return super().no_sound(bench)  # it speaks through the pipeline's vocoder
 
     @torch.no_grad()
     def speak(self, bench: Bench, stimulus: np.ndarray, estimate: Tensor | None) -> np.ndarray:
@@ -274,11 +279,16 @@ class Retrieved(EEG):
     name, role = "retrieved", "rival"
     description = "the training clip whose embedding is nearest to the EEG's: generation without generating"
 
+    def run(self, bench: Bench) -> SystemOutput:
+        """Its estimate is that of `eeg`, so it has no retrieval rows of its own."""
+        return replace(super().run(bench), estimate=None)
+
     def no_sound(self, bench: Bench) -> str | None:
         return None if bench.trained.data.has_audio else NO_AUDIO
 
     def speak(self, bench: Bench, stimulus: np.ndarray, estimate: Tensor | None) -> np.ndarray:
-        assert estimate is not None and bench.trained.data.features.waveforms is not None
+        assert estimate is not None
+        assert bench.trained.data.features.waveforms is not None
         nearest = similarity(estimate, bench.training_embeddings).argmax(dim=1).numpy()
         return np.asarray(bench.trained.data.features.waveforms[bench.training_stimuli[nearest]])
 
@@ -300,11 +310,13 @@ SYSTEMS: dict[str, System] = {
 }
 
 
-def phase_randomised(eeg: Tensor, generator: torch.Generator) -> Tensor:
-    """(B, C, T) -> a surrogate of the same spectra and cross-spectra: every channel of a window gets the
-    same random phases (Prichard & Theiler, Phys. Rev. Lett. 1994)."""
+def phase_randomised(eeg: Tensor, seeds: Sequence[int]) -> Tensor:
+    """(B, C, T) -> a surrogate of the same spectra and cross-spectra: every channel of window b gets the
+    same random phases, drawn by `seeds[b]` (Prichard & Theiler, Phys. Rev. Lett. 1994)."""
     spectrum = torch.fft.rfft(eeg, dim=-1)
-    phase = 2 * torch.pi * torch.rand(len(eeg), 1, spectrum.shape[-1], generator=generator)
+    n = spectrum.shape[-1]
+    turns = torch.stack([torch.rand(1, n, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    phase = 2 * torch.pi * turns
     # The mean, and with an even number of samples the highest frequency, must stay real.
     phase[..., 0] = 0.0
     if eeg.shape[-1] % 2 == 0:

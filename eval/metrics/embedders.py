@@ -178,5 +178,5 @@ def build_embedder(name: str, options: EmbedderOptions, transcriber: Transcriber
         **{n: partial(PackageEmbedder, n, options) for n in ("vggish", "pann", "clap", "encodec")},
     }
     if name not in makers:
-        raise UserError(f"metrics.embedders: {name!r} is unknown; choose among {', '.join(sorted(makers))}")
+        raise UserError(f"evaluation.metrics.embedders: {name!r} is unknown; choose among {', '.join(sorted(makers))}")
     return makers[name]()
