@@ -1,10 +1,11 @@
-"""`python -m eeg2speech train | studies | folder`."""
+"""`python -m eeg2speech train | studies | folder | ladder`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from eeg2speech.cli import add_run_arguments, execute
 
@@ -36,6 +37,12 @@ def studies(arguments: argparse.Namespace) -> None:
         print(f"  licence:  {licence}\n  citation: {citation}")
 
 
+def ladder(arguments: argparse.Namespace) -> None:
+    from eeg2speech.data.ladder import publish
+
+    print(publish(arguments.output, arguments.sentences, arguments.seed).round(3).to_string(index=False))
+
+
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m eeg2speech", description="Speech from EEG: train the models.")
     commands = root.add_subparsers(required=True, metavar="command")
@@ -48,6 +55,14 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(handler=handler)
     text = "list the studies, with modality, licence and citation"
     commands.add_parser("studies", help=text, description=text).set_defaults(handler=studies)
+    text = "decode the simulated EEG by ridge regression at several SNRs, before any network is trained"
+    command = commands.add_parser("ladder", help=text, description=text)
+    command.add_argument("--sentences", type=int, default=300, help="how many are heard (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="of speech and listener (default: %(default)s)")
+    command.add_argument(
+        "--output", type=Path, default=Path("reports/published/ladder"), help="default: %(default)s"
+    )
+    command.set_defaults(handler=ladder)
     return root
 
 

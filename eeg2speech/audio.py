@@ -6,6 +6,7 @@ magnitude clamped at 1e-5, reflect-padded by (n_fft - hop) / 2 so that 3 s are e
 
 from __future__ import annotations
 
+import io
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from eeg2speech.errors import UserError
+from eeg2speech.files import atomic_path
 
 SAMPLE_RATE = 16_000
 N_FFT = 1024
@@ -100,8 +102,8 @@ def save(path: str | Path, waveform: np.ndarray) -> None:
     """Writes (N,) at 16 kHz as 16-bit PCM, atomically; louder than full scale is scaled down, not clipped."""
     import soundfile
 
-    path = Path(path)
     peak = float(np.abs(waveform).max(initial=0.0))
-    partial = path.with_name(path.name + ".partial")
-    soundfile.write(str(partial), waveform / max(peak, 1.0), SAMPLE_RATE, subtype="PCM_16", format="WAV")
-    partial.replace(path)
+    encoded = io.BytesIO()  # libsndfile itself would not say that a disk is full
+    soundfile.write(encoded, waveform / max(peak, 1.0), SAMPLE_RATE, subtype="PCM_16", format="WAV")
+    with atomic_path(Path(path)) as partial:
+        partial.write_bytes(encoded.getvalue())

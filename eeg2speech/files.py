@@ -5,13 +5,18 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eeg2speech.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @contextmanager
@@ -40,6 +45,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def write_atomically(path: Path, text: str) -> None:
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def require_free_space(path: Path, n_bytes: int) -> None:
+    """Raises UserError where the disk that `path` is or will be on has less than `n_bytes` free."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < n_bytes:
+        raise UserError(
+            f"{path}: {n_bytes / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; make room, run it again"
+        )
+
+
+def new_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A memory-mapped float32 `.npy` of zeros, to be filled.
+
+    Room is asked for beforehand: a disk that fills up under a memory map ends the process with SIGBUS.
+    """
+    import numpy as np
+
+    require_free_space(path, 4 * math.prod(shape))
+    return np.lib.format.open_memmap(path, "w+", np.float32, shape)
 
 
 def sha256(path: Path) -> str:

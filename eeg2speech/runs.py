@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -159,15 +158,3 @@ def is_done(folder: Path, depends: str) -> bool:
 def _files_in(folder: Path) -> list[str]:
     relative = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return [name for name in relative if name != DONE and not name.endswith(".partial")]
-
-
-def require_free_space(path: Path, n_bytes: int) -> None:
-    """Raises UserError where the disk that `path` is or will be on has less than `n_bytes` free."""
-    place = path.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < n_bytes:
-        raise UserError(
-            f"{path}: {n_bytes / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; make room, run it again"
-        )

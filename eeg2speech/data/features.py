@@ -13,7 +13,7 @@ import torch
 
 from eeg2speech import audio
 from eeg2speech.errors import UserError
-from eeg2speech.files import atomic_path, digest
+from eeg2speech.files import atomic_path, digest, new_array
 
 VERSION = 1
 """Raised whenever the same sounds would give other numbers."""
@@ -107,7 +107,7 @@ class StimulusFeatures:
 def _write_waveforms(stimuli: pd.DataFrame, length_s: float, path: Path) -> None:
     n_samples = round(length_s * audio.SAMPLE_RATE)
     with atomic_path(path) as partial:
-        out = np.lib.format.open_memmap(partial, "w+", np.float32, (len(stimuli), n_samples))
+        out = new_array(partial, (len(stimuli), n_samples))
         for row, stimulus in zip(out, stimuli.itertuples(index=False), strict=True):
             known = audio.load(stimulus.path, stimulus.offset_s, min(stimulus.duration_s, length_s))[:n_samples]
             row[: len(known)] = known
@@ -117,7 +117,7 @@ def _write_waveforms(stimuli: pd.DataFrame, length_s: float, path: Path) -> None
 def _write_log_mel(waveforms: np.ndarray, path: Path, at_once: int = 64) -> None:
     n_frames = waveforms.shape[1] // audio.HOP_LENGTH
     with atomic_path(path) as partial:
-        out = np.lib.format.open_memmap(partial, "w+", np.float32, (len(waveforms), audio.N_MELS, n_frames))
+        out = new_array(partial, (len(waveforms), audio.N_MELS, n_frames))
         for start in range(0, len(waveforms), at_once):
             block = torch.from_numpy(np.array(waveforms[start : start + at_once]))
             out[start : start + at_once] = audio.log_mel(block).squeeze(1).transpose(1, 2).numpy()
@@ -134,7 +134,7 @@ def _write_arrays(stimuli: pd.DataFrame, rate_hz: float, length_s: float, path: 
         )
     with atomic_path(path) as partial:
         shape = (len(stimuli), next(iter(widths.values())), n_frames)
-        out = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+        out = new_array(partial, shape)
         for row, stimulus in zip(out, stimuli.itertuples(index=False), strict=True):
             start = round(stimulus.offset_s * rate_hz)
             known = load_array(stimulus.path)[start : start + round(min(stimulus.duration_s, length_s) * rate_hz)][

@@ -159,7 +159,8 @@ def background(n_samples: int, sfreq: float, listener: Listener, rng: np.random.
 def artefacts(n_samples: int, sfreq: float, listener: Listener, rng: np.random.Generator) -> np.ndarray:
     """(C, n_samples) float32 volts: blinks about every four seconds and 50 Hz line noise."""
     train = np.zeros(n_samples, dtype=np.float32)
-    onsets = np.cumsum(rng.exponential(4.0, int(n_samples / sfreq / 2) + 8) * sfreq).astype(int)
+    gaps_s = 1.0 + rng.exponential(3.0, int(n_samples / sfreq) + 1)  # one blink is over before the next
+    onsets = (np.cumsum(gaps_s) * sfreq).astype(int)
     train[onsets[onsets < n_samples]] = 1.0
     shape = np.hanning(int(0.35 * sfreq)).astype(np.float32)
     blinks = fftconvolve(train, shape)[:n_samples].astype(np.float32)

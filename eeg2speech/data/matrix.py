@@ -31,7 +31,7 @@ from eeg2speech.schema import Config
 if TYPE_CHECKING:
     import mne
 
-FORMAT = 4
+FORMAT = 5
 """Raised whenever the same configuration would synthesise other data."""
 MONTAGE = "biosemi64"
 DONE = "done.json"
@@ -111,7 +111,7 @@ class MatrixStudy(SpeechStudy):
         self.folder = folder / digest([FORMAT, self.config.model_dump()])
         done = self.folder / DONE
         folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(self.folder.with_suffix(".lock")), _pool() as pool:
+        with filelock.FileLock(self.folder.with_suffix(".lock")), threads() as pool:
             if done.exists():
                 self._check(pool)
                 return
@@ -221,10 +221,9 @@ class MatrixStudy(SpeechStudy):
 
         config = self.config
         montage = mne.channels.make_standard_montage(MONTAGE)
-        sensors = np.stack([montage.get_positions()["ch_pos"][name] for name in montage.ch_names])
         info = mne.create_info(montage.ch_names, config.sfreq, "eeg").set_montage(montage)
         sessions = simulation.listen(
-            features, sensors, config.sfreq, config.recordings_per_subject, config.seed, listener, pool
+            features, sensor_positions(), config.sfreq, config.recordings_per_subject, config.seed, listener, pool
         )
         gain = simulation.gain(config.snr_db, sessions)
 
@@ -239,9 +238,17 @@ class MatrixStudy(SpeechStudy):
         list(pool.map(write, range(len(sessions))))
 
 
-def _pool() -> ThreadPoolExecutor:
+def threads() -> ThreadPoolExecutor:
     """Threads, for what takes time here (speech network, FFTs, random draws, files) runs outside the interpreter."""
     return ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+
+
+def sensor_positions() -> np.ndarray:
+    """(C, 3) metres, x right, y front, z up: the montage of the simulated listeners."""
+    import mne
+
+    montage = mne.channels.make_standard_montage(MONTAGE)
+    return np.stack([montage.get_positions()["ch_pos"][name] for name in montage.ch_names])
 
 
 def layout(montage: mne.channels.DigMontage, ch_names: list[str]) -> np.ndarray:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from eeg2speech.data.base import EEGSource, Recording
 from eeg2speech.errors import UserError
-from eeg2speech.files import atomic_path, digest, write_atomically
+from eeg2speech.files import atomic_path, digest, new_array, write_atomically
 from eeg2speech.schema import Config
 
 VERSION = 1
@@ -117,8 +117,7 @@ def preprocess(
         )
     n_samples = resampled_length(recording.eeg.n_samples, recording.sfreq, config.sfreq)
     with atomic_path(path) as partial:
-        # mode w+ on a `.partial` name: open_memmap neither appends a suffix nor reads the array into memory
-        out = np.lib.format.open_memmap(partial, "w+", np.float32, (len(recording.ch_names), n_samples))
+        out = new_array(partial, (len(recording.ch_names), n_samples))
         for start, block in resample_blocks(recording.eeg, recording.sfreq, config.sfreq):
             out[:, start : start + block.shape[1]] = block
         _check_finite(recording, out)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from diffusers import AutoencoderKL
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn import functional as F
 
 from eeg2speech.schema import Config
+
+MEL_MEAN, MEL_STD = -6.0, 4.0
+"""Round numbers near the level of speech in natural-log mel, so that patches are of order one."""
 
 
 class AutoencoderConfig(Config):
@@ -15,6 +21,9 @@ class AutoencoderConfig(Config):
 
     channels: tuple[int, ...] = Field(
         default=(128, 256, 512), description="one level each; every level after the first halves both axes"
+    )
+    patch: int = Field(
+        default=1, ge=1, description="above 1: squares of this side become channels first, and the mel is standardised"
     )
     layers_per_block: int = 2
     latent_channels: int = 8
@@ -29,14 +38,13 @@ class AutoencoderConfig(Config):
 
     @property
     def downsampling(self) -> int:
-        return 2 ** (len(self.channels) - 1)
+        return self.patch * 2 ** (len(self.channels) - 1)
 
-    def build(self, mel_mean: float = 0.0) -> AutoencoderKL:
-        """`mel_mean`: where the output starts, so that no step is spent on finding the mean level."""
+    def build(self) -> AutoencoderKL:
         n = len(self.channels)
-        autoencoder = AutoencoderKL(
-            in_channels=1,
-            out_channels=1,
+        return AutoencoderKL(
+            in_channels=self.patch**2,
+            out_channels=self.patch**2,
             down_block_types=("DownEncoderBlock2D",) * n,
             up_block_types=("UpDecoderBlock2D",) * n,
             block_out_channels=self.channels,
@@ -46,8 +54,19 @@ class AutoencoderConfig(Config):
             mid_block_add_attention=self.mid_attention,
             scaling_factor=1.0,
         )
-        torch.nn.init.constant_(autoencoder.decoder.conv_out.bias, mel_mean)
-        return autoencoder
+
+
+def to_image(autoencoder: AutoencoderKL, log_mel: Tensor) -> Tensor:
+    """(B, 1, T, 64) -> what the autoencoder sees: the log-mel as it is (AudioLDM's way), or, where it
+    takes patches, standardised and with each patch's pixels as channels, at a fraction of the cost."""
+    patch = math.isqrt(int(autoencoder.config.in_channels))
+    return log_mel if patch == 1 else F.pixel_unshuffle((log_mel - MEL_MEAN) / MEL_STD, patch)
+
+
+def from_image(autoencoder: AutoencoderKL, image: Tensor) -> Tensor:
+    """The inverse of `to_image`, in float32: near -11 a log-mel has no precision left in bfloat16."""
+    patch = math.isqrt(int(autoencoder.config.in_channels))
+    return image.float() if patch == 1 else F.pixel_shuffle(image.float(), patch) * MEL_STD + MEL_MEAN
 
 
 def encode(autoencoder: AutoencoderKL, log_mel: Tensor) -> Tensor:
@@ -56,7 +75,7 @@ def encode(autoencoder: AutoencoderKL, log_mel: Tensor) -> Tensor:
     Per channel where the autoencoder knows its latents' mean and deviation (ours do), else by the
     one `scaling_factor` of published checkpoints.
     """
-    latent = autoencoder.encode(log_mel).latent_dist.mode()
+    latent = autoencoder.encode(to_image(autoencoder, log_mel)).latent_dist.mode()
     shift, scale = _scale(autoencoder, latent)
     return (latent - shift) * scale
 
@@ -64,7 +83,7 @@ def encode(autoencoder: AutoencoderKL, log_mel: Tensor) -> Tensor:
 def decode(autoencoder: AutoencoderKL, latent: Tensor) -> Tensor:
     """The inverse of `encode`: (B, latent_channels, T / 4, 16) -> (B, 1, T, 64)."""
     shift, scale = _scale(autoencoder, latent)
-    return autoencoder.decode(latent / scale + shift).sample
+    return from_image(autoencoder, autoencoder.decode(latent / scale + shift).sample)
 
 
 def fit_scale(autoencoder: AutoencoderKL, latents: Tensor) -> None:

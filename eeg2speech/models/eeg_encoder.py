@@ -9,7 +9,6 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from pydantic import Field, field_validator
-from pydantic import Field
 from torch import Tensor, nn
 
 from eeg2speech.models.layers import DilatedConvs, SpatialAttention, SubjectLayer, resample_frames
@@ -114,7 +113,7 @@ class AlignedConv(ModelMixin, ConfigMixin):
         self.n_frames = n_frames
         self.register_buffer("alignment", torch.eye(n_channels).repeat(n_subjects, 1, 1))
         self.subject = SubjectLayer(n_channels, n_subjects)
-        self.stem = nn.Conv1d(n_channels, channels, stem, padding=stem // 2)
+        self.first = nn.Conv1d(n_channels, channels, stem, padding=stem // 2)
         self.convs = DilatedConvs(channels, channels, depth, dropout=dropout)
         self.head = nn.Sequential(nn.Conv1d(channels, 2 * channels, 1), nn.GELU(), nn.Conv1d(2 * channels, dim, 1))
 
@@ -137,7 +136,7 @@ class AlignedConv(ModelMixin, ConfigMixin):
         alignment = torch.where(unseen, self.alignment.mean(0), self.alignment[subject.clamp(min=0)])
         with torch.autocast(eeg.device.type, enabled=False):  # differences of large numbers: bfloat16 loses them
             x = (alignment @ eeg.float()).clamp(-self.LIMIT, self.LIMIT)
-        return resample_frames(self.head(self.convs(self.stem(self.subject(x, subject)))), self.n_frames)
+        return resample_frames(self.head(self.convs(self.first(self.subject(x, subject)))), self.n_frames)
 
 
 class LinearEncoderConfig(Config):

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from eeg2speech.errors import UserError
-from eeg2speech.files import atomic_path, sha256, write_atomically
-from eeg2speech.runs import require_free_space
+from eeg2speech.files import atomic_path, require_free_space, sha256, write_atomically
 
 STATE = "state.json"
 

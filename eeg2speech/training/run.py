@@ -14,7 +14,7 @@ from eeg2speech.config import ExperimentConfig, NoiseScheduleConfig
 from eeg2speech.data.loader import StudyData, TrainingSampler
 from eeg2speech.evaluation import SamplingConfig
 from eeg2speech.files import digest, write_atomically
-from eeg2speech.models.autoencoder import fit_scale
+from eeg2speech.models.autoencoder import fit_scale, to_image
 from eeg2speech.models.eeg_encoder import AlignedConv
 from eeg2speech.models.regressor import Regressor
 from eeg2speech.pipeline import EEG2SpeechPipeline
@@ -155,7 +155,7 @@ class _Trainer:
         training, choice = self.config.training.autoencoder, self.config.model.autoencoder
         assert training is not None
         self.seeded("autoencoder")
-        autoencoder = choice.build(float(_training_features(self.data).mean()))
+        autoencoder = choice.build()
         stage = AutoencoderStage(autoencoder, training.kl_weight, training.crop_frames)
         self.train(stage, training, choice.model_dump())
         return autoencoder.eval().requires_grad_(False)
@@ -214,7 +214,7 @@ class _Trainer:
         encoded = []
         for start in range(0, len(features), 32):
             log_mel = torch.from_numpy(features[start : start + 32]).transpose(1, 2).unsqueeze(1)
-            encoded.append(autoencoder.encode(log_mel).latent_dist.mode())
+            encoded.append(autoencoder.encode(to_image(autoencoder, log_mel)).latent_dist.mode())
         latents = torch.cat(encoded)
         fit_scale(autoencoder, latents[_training_stimuli(self.data)])
         mean, std = (torch.tensor(autoencoder.config[k]).view(1, -1, 1, 1) for k in ("latents_mean", "latents_std"))

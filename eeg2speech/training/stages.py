@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from eeg2speech.batch import Batch
 from eeg2speech.losses import clip_loss, min_snr_weight, similarity
+from eeg2speech.models.autoencoder import from_image, to_image
 from eeg2speech.models.denoiser import Denoiser
 from eeg2speech.models.layers import normalise_embedding
 from eeg2speech.training.loop import Stage
@@ -28,9 +29,9 @@ class AutoencoderStage(Stage):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         autoencoder = self.modules["autoencoder"]
         log_mel = self._crop(batch.log_mel) if autoencoder.training else batch.log_mel
-        posterior = autoencoder.encode(log_mel).latent_dist
+        posterior = autoencoder.encode(to_image(autoencoder, log_mel)).latent_dist
         latent = posterior.sample()
-        error = (autoencoder.decode(latent).sample.float() - log_mel).abs().mean()
+        error = (from_image(autoencoder, autoencoder.decode(latent).sample) - log_mel).abs().mean()
         kl = posterior.kl().float().sum() / latent.numel()
         return {"loss": error + self.kl_weight * kl, "l1": error, "kl": kl}
 
