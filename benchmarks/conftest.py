@@ -1,0 +1,79 @@
+"""Benchmarks run with `--benchmark-only` and never among the tests; each records what its time means."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarks import device
+from benchmarks.measure import Measure, ratios
+from eeg2speech import environment
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects what pytest-benchmark would skip one by one, and benchmarks where only tests are wanted."""
+    only = config.getoption("benchmark_only")
+    kept, left_out = [], []
+    for item in items:
+        is_benchmark = "benchmark" in getattr(item, "fixturenames", ())
+        (kept if is_benchmark == only else left_out).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+
+
+@pytest.fixture
+def measure(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Measure:
+    """Times a call, the GPU's work included, and records memory, operations and rates: see `Measure.__call__`."""
+    benchmark.group = request.module.__name__.rpartition(".")[2].removeprefix("test_")
+    option = request.config.getoption
+    return Measure(benchmark, float(option("benchmark_max_time")), int(option("benchmark_min_rounds")))
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    """Each benchmark starts from the same random numbers, and from an empty cache of the GPU's memory."""
+    torch.manual_seed(0)
+    if device.DEVICE.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """What a reader needs in order to believe the numbers; the host's name is not part of it."""
+    machine_info.pop("node", None)
+    machine_info |= {
+        "device": device.name(),
+        "clocks": device.clocks(),
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
+        "environment": environment.describe(),
+    }
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
+    """Adds the comparisons; the single rounds are left out, their median and its interval stay."""
+    for benchmark in output_json["benchmarks"]:
+        benchmark["stats"].pop("data", None)
+    output_json["ratios"] = ratios(output_json["benchmarks"])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    session = getattr(config, "_benchmarksession", None)
+    measured = [b.as_dict(include_data=False) for b in session.benchmarks if not b.has_error] if session else []
+    found = ratios(measured)
+    if not found:
+        return
+    terminalreporter.section("ratios of this run (peer / ours)")
+    for row in found:
+        promise = row["promise"]
+        verdict = (
+            "" if promise is None else f"  promised {promise:g}: {'kept' if row['ratio'] >= promise else 'MISSED'}"
+        )
+        terminalreporter.write_line(f"{row['ratio']:10.1f}x  {row['name']}  [{row['ours']}]{verdict}")

@@ -1,0 +1,125 @@
+"""The device that is measured: its name, its peak, its memory and energy. `python -m benchmarks.device` names it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import time
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from eeg2speech import environment
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+DATASHEET_BF16_TFLOPS = {
+    "A100": 312.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.4,
+    "H200": 989.4,
+    "L40S": 362.1,
+    "L4": 121.0,
+}
+"""Dense bfloat16 multiply-adds counted as two operations, 10^12 a second, as NVIDIA's data sheets state them."""
+
+
+def name() -> str:
+    """As the maker calls it; a CPU with the number of cores that may be used."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.get_device_name()
+    facts = environment.describe()
+    return f"{facts['cpu'] or 'CPU'}, {facts['cores']} cores"
+
+
+def slug() -> str:
+    """The name of the device's file in `results/`, without suffix."""
+    return re.sub(r"[^a-z0-9]+", "-", name().lower()).strip("-")
+
+
+def synchronise() -> None:
+    """Waits until the GPU has done what it was given."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+@lru_cache
+def peak_flops(dtype: torch.dtype) -> tuple[float, str]:
+    """Floating-point operations a second that can be had at best, and where the number comes from.
+
+    Of a GPU that is known, the data sheet's (bfloat16 only); else the fastest of several square
+    matrix products, which is what can be had and not what the maker promises.
+    """
+    if DEVICE.type == "cuda" and dtype == torch.bfloat16:
+        for model, tflops in DATASHEET_BF16_TFLOPS.items():
+            if model in name():
+                return tflops * 1e12, "data sheet"
+    n = 8192 if DEVICE.type == "cuda" else 2048
+    left, right = (torch.randn(n, n, device=DEVICE, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        left @ right
+        synchronise()
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best, f"measured, {n} x {n} matrix product"
+
+
+class PeakMemory:
+    """The most memory held between `start` and `stop`, in MiB; a number the system does not give is left out."""
+
+    def start(self) -> None:
+        if DEVICE.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self.before = _status("VmRSS")
+        self.resettable = os.access("/proc/self/clear_refs", os.W_OK)
+        if self.resettable:
+            Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
+
+    def stop(self) -> dict[str, float]:
+        """`device_peak_mib`: tensors on the GPU. `host_peak_mib`: the process; `host_beyond_mib`: less what it held before."""
+        found = {}
+        if DEVICE.type == "cuda":
+            found["device_peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        peak = _status("VmHWM")
+        if self.resettable and peak is not None and self.before is not None:
+            found |= {"host_peak_mib": peak, "host_beyond_mib": peak - self.before}
+        return {key: round(value, 1) for key, value in found.items()}
+
+
+def _status(key: str) -> float | None:
+    """A line of Linux's /proc/self/status, in MiB."""
+    path = Path("/proc/self/status")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:")), None)
+
+
+def energy_j() -> float | None:
+    """What the GPU has used since its driver was loaded; None without a GPU or without NVML's Python package."""
+    if DEVICE.type != "cuda" or importlib.util.find_spec("pynvml") is None:
+        return None
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(DEVICE).uuid}")
+    try:
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
+    except pynvml.NVMLError_NotSupported:
+        return None
+
+
+def clocks() -> str | None:
+    """The GPU's clocks and power limit as its driver states them."""
+    fields = "clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+if __name__ == "__main__":
+    print(slug())

@@ -1,0 +1,134 @@
+"""What is measured on which device: `configs/bench_cpu.yaml` and `configs/bench_a100.yaml`, read into this."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from pydantic import Field, model_validator
+
+from benchmarks import device
+from eeg2speech import config as experiments
+from eeg2speech.config import ModelConfig
+from eeg2speech.schema import Config
+
+ROOT = Path(__file__).parents[1]
+
+
+class Shape(Config):
+    """A model and the length of its clips. `experiment` takes the model of a config."""
+
+    experiment: Path | None = None
+    model: ModelConfig = ModelConfig()
+    clip_s: float
+    batches: tuple[int, ...] = Field(description="of forward passes; levers are compared at the largest")
+    training_batches: tuple[int, ...] = Field(description="of training steps; levers are compared at the largest")
+    compile: bool = Field(description="whether torch.compile is among the levers: its first call takes a minute")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_experiment(cls, values: dict) -> dict:
+        if values.get("experiment"):
+            values = values | {"model": experiments.load(ROOT / values["experiment"]).model}
+        return values
+
+
+class RecordingSize(Config):
+    channels: int
+    minutes: float
+    sfreq: float
+
+
+class RetrievalSize(Config):
+    estimates: int = Field(description="and as many candidates")
+    shape: tuple[int, int] = Field(description="(D, T') of an embedding")
+    naive_estimates: int = Field(description="of them ranked one by one by the peer, whose cost is linear in them")
+
+
+class StatisticsSize(Config):
+    stimuli: int
+    subjects: int
+    systems: int
+    metrics: int
+    resamples: int
+
+
+class ReportSize(Config):
+    stimuli: int
+    subjects: int
+
+
+class Sizes(Config):
+    shapes: dict[str, Shape]
+    whole: str = Field(description="the shape in which EEG to waveform is compared with DDIM 200 in float32")
+    recording: RecordingSize
+    serving_batches: tuple[int, ...] = Field(description="windows a call of StudyData.batch")
+    frechet: tuple[tuple[int, int], ...] = Field(description="(d, N)")
+    retrieval: RetrievalSize
+    evaluation_clips: int
+    transcribed_clips: int
+    statistics: StatisticsSize
+    report: ReportSize
+
+
+def load() -> Sizes:
+    """The file that BENCHMARK_SIZES names, else the device's."""
+    chosen = os.environ.get("BENCHMARK_SIZES")
+    path = Path(chosen) if chosen else ROOT / f"configs/bench_{'a100' if device.DEVICE.type == 'cuda' else 'cpu'}.yaml"
+    return Sizes.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+SIZES = load()
+
+
+@dataclass(frozen=True)
+class Lever:
+    """A way to run the same network."""
+
+    name: str
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    compile: bool = False
+    sdpa: bool = True
+    """False: attention written out, its matrix in memory."""
+
+
+FLOAT32 = Lever("float32")
+FAST = Lever("bfloat16+channels_last", torch.bfloat16, channels_last=True)
+"""What is recommended."""
+LEVERS = (
+    FLOAT32,
+    Lever("channels_last", channels_last=True),
+    Lever("bfloat16", torch.bfloat16),
+    FAST,
+    Lever("bfloat16+channels_last+compile", torch.bfloat16, channels_last=True, compile=True),
+    Lever("bfloat16+channels_last-sdpa", torch.bfloat16, channels_last=True, sdpa=False),
+)
+
+
+def each_shape() -> list:
+    return [pytest.param(shape, id=name) for name, shape in SIZES.shapes.items()]
+
+
+def each_lever(training: bool = False) -> list:
+    """(shape, lever)"""
+    return [
+        pytest.param(shape, lever, id=f"{name}-{lever.name}")
+        for name, shape in SIZES.shapes.items()
+        for lever in LEVERS
+        if (shape.compile or not lever.compile)
+        and (lever.sdpa or (any(shape.model.denoiser.attention) and not training))
+    ]
+
+
+def each_batch(training: bool = False) -> list:
+    """(shape, batch)"""
+    return [
+        pytest.param(shape, batch, id=f"{name}-batch{batch}")
+        for name, shape in SIZES.shapes.items()
+        for batch in (shape.training_batches if training else shape.batches)
+    ]

@@ -1,0 +1,112 @@
+"""The UNet: forward passes and training steps, by batch and by lever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import Measure, count_flops
+from benchmarks.modules import Made, loss_and_gradients, pulled, training_step
+from benchmarks.sizes import FAST, Lever, Shape, each_batch, each_lever, each_shape
+from eeg2speech.batch import Batch
+from eeg2speech.models.autoencoder import encode
+from eeg2speech.training.stages import DiffusionStage
+
+
+@torch.no_grad()
+def forward(measure: Measure, shape: Shape, batch: int, lever: Lever) -> None:
+    made = Made(shape)
+    denoiser = made.denoiser()
+    latent, t, cond = made.latent(batch), torch.tensor(500, device=denoiser.device), made.cond(batch)
+    one = count_flops(("denoiser", made.model), lambda: denoiser(latent[:1], t, cond[:1]))
+    pulled(denoiser, lever)
+    latent, cond = latent.to(lever.dtype), cond.to(lever.dtype)
+    out = measure(
+        lambda: denoiser(latent, t, cond),
+        items=batch,
+        unit="clip",
+        dtype=lever.dtype,
+        flops=batch * one,
+        batch=batch,
+        lever=lever.name,
+        parameters=sum(p.numel() for p in denoiser.parameters()),
+        latent=list(latent.shape),
+    )
+    assert out.shape == latent.shape
+
+
+@pytest.mark.parametrize(("shape", "lever"), each_lever())
+def test_forward_lever(measure: Measure, shape: Shape, lever: Lever) -> None:
+    forward(measure, shape, max(shape.batches), lever)
+
+
+@pytest.mark.parametrize(("shape", "batch"), each_batch())
+def test_forward_batch(measure: Measure, shape: Shape, batch: int) -> None:
+    forward(measure, shape, batch, FAST)
+
+
+def train(measure: Measure, shape: Shape, stage: DiffusionStage, size: int, lever: Lever, folder: Path) -> None:
+    made = Made(shape)
+    one = count_flops((type(stage), type(stage.eeg_encoder), made.model), loss_and_gradients(stage, made.batch(1)))
+    measure(
+        training_step(stage, made.batch(size), lever, folder),
+        items=size,
+        unit="window",
+        dtype=lever.dtype,
+        flops=size * one,
+        batch=size,
+        lever=lever.name,
+        parameters=sum(p.numel() for p in stage.modules.parameters()),
+    )
+
+
+@pytest.mark.parametrize(("shape", "lever"), each_lever(training=True))
+def test_training_lever(measure: Measure, shape: Shape, lever: Lever, tmp_path: Path) -> None:
+    size = max(shape.training_batches)
+    train(measure, shape, Made(shape).diffusion_stage(size), size, lever, tmp_path)
+
+
+@pytest.mark.parametrize(("shape", "batch"), each_batch(training=True))
+def test_training_batch(measure: Measure, shape: Shape, batch: int, tmp_path: Path) -> None:
+    train(measure, shape, Made(shape).diffusion_stage(batch), batch, FAST, tmp_path)
+
+
+class LatentsEncoded(DiffusionStage):
+    """What a step costs where latents are not cached."""
+
+    autoencoder: nn.Module
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            self.latents = encode(self.autoencoder, batch.log_mel).float()
+        return super().loss(batch)
+
+
+class Stored(nn.Module):
+    """An encoder's output as if it had been cached."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: Tensor, *_: Tensor) -> Tensor:
+        return self.output[: len(x)]
+
+
+@pytest.mark.parametrize("shape", each_shape())
+def test_training_with_latents_encoded_each_step(measure: Measure, shape: Shape, tmp_path: Path) -> None:
+    made, size = Made(shape), max(shape.training_batches)
+    stage = made.diffusion_stage(size, LatentsEncoded)
+    stage.autoencoder = made.autoencoder()
+    train(measure, shape, stage, size, FAST, tmp_path)
+
+
+@pytest.mark.parametrize("shape", each_shape())
+def test_training_with_conditioning_cached(measure: Measure, shape: Shape, tmp_path: Path) -> None:
+    made, size = Made(shape), max(shape.training_batches)
+    stage = made.diffusion_stage(size)
+    stage.eeg_encoder, stage.audio_encoder = Stored(made.cond(size)), Stored(made.cond(size))
+    train(measure, shape, stage, size, FAST, tmp_path)

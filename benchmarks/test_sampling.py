@@ -1,0 +1,81 @@
+"""From a condition to a latent: what a scheduler, its steps and guidance cost; and a whole EEG to waveform call."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.measure import Comparison, Measure
+from benchmarks.modules import Made, half, speak
+from benchmarks.sizes import FAST, FLOAT32, SIZES, Lever, Shape, each_batch, each_shape
+from eeg2speech.audio import SAMPLE_RATE
+from eeg2speech.models.layers import normalise_embedding
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "guidance"),
+    [("dpmsolver++", 5, 1.0), ("dpmsolver++", 10, 1.0), ("dpmsolver++", 20, 1.0), ("ddim", 10, 1.0), ("ddim", 50, 1.0)]
+    + [("dpmsolver++", 10, 2.0)],
+)
+@pytest.mark.parametrize("shape", each_shape())
+@torch.no_grad()
+def test_sampler(measure: Measure, shape: Shape, scheduler: str, steps: int, guidance: float) -> None:
+    made, size = Made(shape), max(shape.batches)
+    pipeline = half(made.pipeline(scheduler))
+    cond = normalise_embedding(made.cond(size)).to(FAST.dtype)
+    latent = measure(
+        lambda: pipeline.sample(cond, steps, guidance, range(size)),
+        items=size,
+        unit="clip",
+        signal_s=size * shape.clip_s,
+        batch=size,
+        lever=FAST.name,
+        scheduler=scheduler,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+    )
+    assert latent.isfinite().all()
+
+
+@pytest.mark.parametrize(("shape", "batch"), each_batch())
+def test_eeg_to_waveform(measure: Measure, shape: Shape, batch: int) -> None:
+    """As recommended: DPM-Solver++ with 10 steps, no guidance, UNet and autoencoder in bfloat16 and channels_last."""
+    is_whole = batch == 1 and shape == SIZES.shapes[SIZES.whole]
+    whole(measure, shape, batch, FAST, "dpmsolver++", 10, Comparison(WHOLE, "ours", 20) if is_whole else None)
+
+
+def test_eeg_to_waveform_ddim_200_in_float32(measure: Measure) -> None:
+    """What AudioLDM's own scripts do by default, without guidance."""
+    shape = SIZES.shapes[SIZES.whole]
+    whole(measure, shape, 1, FLOAT32, "ddim", 200, Comparison(WHOLE, "peer"), rounds=1, warm_up=False)
+
+
+WHOLE = f"EEG to waveform, one clip, {SIZES.whole}: DDIM 200 float32 / recommended"
+
+
+def whole(
+    measure: Measure,
+    shape: Shape,
+    size: int,
+    lever: Lever,
+    scheduler: str,
+    steps: int,
+    compare: Comparison | None,
+    **repeats: int,
+) -> None:
+    made = Made(shape)
+    pipeline, batch = half(made.pipeline(scheduler), lever), made.batch(size)
+    waveform = measure(
+        lambda: speak(pipeline, batch, lever, steps),
+        items=size,
+        unit="clip",
+        signal_s=size * shape.clip_s,
+        compare=compare,
+        batch=size,
+        lever=lever.name,
+        scheduler=scheduler,
+        num_inference_steps=steps,
+        vocoder=type(pipeline.vocoder).__name__,
+        **repeats,
+    )
+    assert waveform.shape == (size, round(shape.clip_s * SAMPLE_RATE))
