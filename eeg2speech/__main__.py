@@ -59,9 +59,7 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("ladder", help=text, description=text)
     command.add_argument("--sentences", type=int, default=300, help="how many are heard (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of speech and listener (default: %(default)s)")
-    command.add_argument(
-        "--output", type=Path, default=Path("reports/published/ladder"), help="default: %(default)s"
-    )
+    command.add_argument("--output", type=Path, default=Path("reports/published/ladder"), help="default: %(default)s")
     command.set_defaults(handler=ladder)
     return root
 

@@ -114,16 +114,15 @@ def cut(eeg: np.ndarray, session: Session, features: Sequence[np.ndarray], sfreq
 def decode(frames: Frames, n_sentences: int) -> tuple[float, Score, Score]:
     """The chosen penalty, and on the test sentences the scores of the bands and of their contrast."""
     first, second = (round(n_sentences * share) for share in (SHARES["fit"], SHARES["fit"] + SHARES["choose"]))
-    fit, choose, test = (
-        frames.part(a, b) for a, b in ((0, first), (first, second), (second, n_sentences))
-    )
+    fit, choose, test = (frames.part(a, b) for a, b in ((0, first), (first, second), (second, n_sentences)))
     mean, scale = fit.levels.mean(axis=0), fit.levels.std(axis=0)
     weights = ridge(fit.eeg, (fit.levels - mean) / scale, PENALTIES)
     truth = (choose.levels - mean) / scale
     chosen = int(np.argmax([correlation(truth, choose.eeg @ w, choose.sentence).r for w in weights]))
     truth, estimate = (test.levels - mean) / scale, test.eeg @ weights[chosen]
     band = correlation(truth, estimate, test.sentence)
-    contrast = correlation(*(x - x.mean(axis=1, keepdims=True) for x in (truth, estimate)), test.sentence)
+    truth, estimate = (x - x.mean(axis=1, keepdims=True) for x in (truth, estimate))
+    contrast = correlation(truth, estimate, test.sentence)
     return float(PENALTIES[chosen]), band, contrast
 
 
