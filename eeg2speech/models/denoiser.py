@@ -46,12 +46,16 @@ class DenoiserConfig(Config):
             raise ValueError(f"head_dim {self.head_dim} must divide channels {self.channels} where there is attention")
         return self
 
-    def build(self, *, latent_channels: int, latent_bins: int, cond_dim: int, cond_frames: int) -> Denoiser:
+    def build(
+        self, *, latent_channels: int, latent_bins: int, cond_dim: int, cond_frames: int, latent_frames: int | None = None
+    ) -> Denoiser:
+        """`latent_frames`: frames of a latent; where the condition has several to one of them, none is averaged away."""
         return Denoiser(
             latent_channels=latent_channels,
             latent_bins=latent_bins,
             cond_dim=cond_dim,
             cond_frames=cond_frames,
+            cond_fold=max(1, round(cond_frames / (latent_frames or cond_frames))),
             **self.model_dump(),
         )
 
@@ -79,6 +83,7 @@ class Denoiser(ModelMixin, ConfigMixin):
         norm_groups: int = 32,
         conditioning: tuple[Conditioning, ...] = ("time_aligned",),
         aligned_channels: int = 8,
+        cond_fold: int = 1,
     ) -> None:
         super().__init__()
         film, cross = "film" in conditioning, "cross_attention" in conditioning
@@ -104,7 +109,7 @@ class Denoiser(ModelMixin, ConfigMixin):
         )
         self.null_cond = nn.Parameter(torch.zeros(cond_dim, 1))
         if self.aligned:
-            self.align = nn.Conv1d(cond_dim, aligned_channels * latent_bins, 3, padding=1)
+            self.align = nn.Conv1d(cond_dim * cond_fold, aligned_channels * latent_bins, 3, padding=1)
         self.multiple = 2 ** (len(channels) - 1)
 
     def drop(self, cond: Tensor, dropped: Tensor) -> Tensor:
@@ -124,7 +129,9 @@ class Denoiser(ModelMixin, ConfigMixin):
         padded = -(-frames // self.multiple) * self.multiple
         x = latent
         if self.aligned:
-            hint = self.align(resample_frames(cond, frames))
+            fold = int(self.config.cond_fold)
+            hint = resample_frames(cond, frames * fold).unflatten(2, (frames, fold)).transpose(2, 3).flatten(1, 2)
+            hint = self.align(hint)
             hint = hint.unflatten(1, (-1, latent.shape[3])).transpose(2, 3)
             x = torch.cat([x, hint.to(x)], dim=1)
         x = F.pad(x, (0, 0, 0, padded - frames))

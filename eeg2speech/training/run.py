@@ -172,6 +172,7 @@ class _Trainer:
             latent_bins=latents.shape[3],
             cond_dim=config.model.embedding.dim,
             cond_frames=embedding_frames(config),
+            latent_frames=latents.shape[2],
         )
         stage = DiffusionStage(
             denoiser,
