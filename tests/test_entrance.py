@@ -82,7 +82,7 @@ def test_readme_shows_a_manifest_and_a_study_that_are_valid() -> None:
     for row in csv.DictReader(table.splitlines()):
         ManifestRow.model_validate({name: value for name, value in row.items() if value})
     (config,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    FolderStudyConfig.model_validate(yaml.safe_load(config)["data"]["study"])
+    FolderStudyConfig.model_validate(yaml.safe_load(config)["study"])
 
 
 def test_the_gate_runs_the_readme_test_command() -> None:
