@@ -40,7 +40,7 @@ def tiny_pipeline(
     pipeline = EEG2SpeechPipeline(
         eeg_encoder=ENCODER.build(n_subjects=n_subjects, dim=DIM, n_frames=FRAMES, n_channels=2),
         denoiser=denoiser.build(latent_channels=4, latent_bins=16, cond_dim=DIM, cond_frames=FRAMES),
-        vae=vae.build(-6.0),
+        vae=vae.build(),
         vocoder=GriffinLimConfig(iterations=2).build(),
         scheduler=sampler_of(schedule, sampling or SamplingConfig()),
         audio_encoder=DeepMelConfig(channels=8, depth=2).build(n_bands=64, dim=DIM, n_frames=FRAMES),
@@ -48,6 +48,7 @@ def tiny_pipeline(
         latent_bins=16,
     )
     pipeline.denoiser.null_cond.data.normal_()
+    torch.nn.init.constant_(pipeline.vae.decoder.conv_out.bias, -6.0)  # the level of speech
     fit_scale(pipeline.vae, 2.0 + torch.randn(4, 4, 8, 16))
     for module in (pipeline.eeg_encoder, pipeline.denoiser, pipeline.vae, pipeline.vocoder, pipeline.audio_encoder):
         module.eval().requires_grad_(False)

@@ -16,7 +16,8 @@ import pytest
 
 from eeg2speech import environment
 from eeg2speech.errors import UserError
-from eeg2speech.runs import RunFolder, is_done, read_done, require_free_space, run_name, step
+from eeg2speech.files import require_free_space
+from eeg2speech.runs import RunFolder, is_done, read_done, run_name, step
 
 
 def test_a_run_is_named_after_its_config() -> None:
