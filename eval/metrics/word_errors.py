@@ -100,9 +100,10 @@ class ASRMetric(RatioMetric):
         self.scorers = scorers
 
     def reason(self, test: TestSet, output: SystemOutput) -> str | None:
-        if not any(normalise(t) for t in test.stimuli["text"]):
+        silent = no_sound(test, output)
+        if silent is None and not any(normalise(t) for t in test.stimuli["text"]):
             return "the study has no words"
-        return no_sound(test, output)
+        return silent
 
     def provenance(self) -> dict[str, str | int | None]:
         listener = self.scorers.transcriber
