@@ -170,9 +170,10 @@ class WrongTranscriptRate(ASRMetric):
         self.seed = seed
 
     def reason(self, test: TestSet, output: SystemOutput) -> str | None:
-        if derangement(list(test.stimuli["text"]), self.seed) is None:
+        reason = super().reason(test, output)
+        if reason is None and derangement(list(test.stimuli["text"]), self.seed) is None:
             return "one text makes up more than half of the stimuli, so no wrong transcripts can be drawn"
-        return super().reason(test, output)
+        return reason
 
     def provenance(self) -> dict[str, str | int | None]:
         return {**super().provenance(), "seed": self.seed}
