@@ -80,7 +80,7 @@ class PeakMemory:
             Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
 
     def stop(self) -> dict[str, float]:
-        """`device_peak_mib`: tensors on the GPU. `host_peak_mib`: the process; `host_beyond_mib`: less what it held before."""
+        """`device_peak_mib`: tensors on the GPU; `host_peak_mib`: the process; `host_beyond_mib`: what was added."""
         found = {}
         if DEVICE.type == "cuda":
             found["device_peak_mib"] = torch.cuda.max_memory_allocated() / 2**20

@@ -97,8 +97,10 @@ class Made:
     def contrastive_stage(self) -> ContrastiveStage:
         return ContrastiveStage(self.eeg_encoder(), self.audio_encoder())
 
-    def diffusion_stage(self, size: int, stage: type[DiffusionStage] = DiffusionStage) -> DiffusionStage:
-        """Encoders frozen, latents cached: what the recipe for large models does."""
+    def diffusion_stage(
+        self, size: int, stage: type[DiffusionStage] = DiffusionStage, frozen: bool = False
+    ) -> DiffusionStage:
+        """Latents cached; the encoders trained with it where the shape's recipe says so, unless `frozen`."""
         return stage(
             self.denoiser(),
             self.eeg_encoder(),
@@ -108,7 +110,7 @@ class Made:
             audio_share=0.25,
             null_share=0.1,
             min_snr_gamma=5.0,
-            contrastive_weight=None,
+            contrastive_weight=None if frozen else self.shape.contrastive_weight,
         )
 
 

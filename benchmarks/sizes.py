@@ -20,10 +20,11 @@ ROOT = Path(__file__).parents[1]
 
 
 class Shape(Config):
-    """A model and the length of its clips. `experiment` takes the model of a config."""
+    """A model and the length of its clips. `experiment` takes the model of a config, and how it is trained."""
 
     experiment: Path | None = None
     model: ModelConfig = ModelConfig()
+    contrastive_weight: float | None = Field(default=None, description="null: the encoders are frozen")
     clip_s: float
     batches: tuple[int, ...] = Field(description="of forward passes; levers are compared at the largest")
     training_batches: tuple[int, ...] = Field(description="of training steps; levers are compared at the largest")
@@ -33,7 +34,10 @@ class Shape(Config):
     @classmethod
     def _read_experiment(cls, values: dict) -> dict:
         if values.get("experiment"):
-            values = values | {"model": experiments.load(ROOT / values["experiment"]).model}
+            experiment = experiments.load(ROOT / values["experiment"])
+            diffusion = experiment.training.diffusion
+            weight = diffusion.contrastive_weight if diffusion else None
+            values = {"model": experiment.model, "contrastive_weight": weight} | values
         return values
 
 

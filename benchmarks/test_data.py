@@ -34,9 +34,7 @@ def raw() -> np.ndarray:
 def test_preprocess(measure: Measure, raw: np.ndarray, highpass_hz: float | None, tmp_path: Path) -> None:
     """Resampled, scaled, and written to the cache."""
     ch_names = [f"E{i}" for i in range(SIZE.channels)]
-    heard = recording(
-        "one", sounds(("story", 0.0, SECONDS, "", 0.0, 64.0)), eeg=raw, sfreq=SIZE.sfreq, ch_names=ch_names
-    )
+    heard = recording("one", sounds(), eeg=raw, sfreq=SIZE.sfreq, ch_names=ch_names)
     config, number = PreprocessingConfig(highpass_hz=highpass_hz), count()
 
     def run() -> None:

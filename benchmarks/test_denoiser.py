@@ -50,7 +50,8 @@ def test_forward_batch(measure: Measure, shape: Shape, batch: int) -> None:
 
 def train(measure: Measure, shape: Shape, stage: DiffusionStage, size: int, lever: Lever, folder: Path) -> None:
     made = Made(shape)
-    one = count_flops((type(stage), type(stage.eeg_encoder), made.model), loss_and_gradients(stage, made.batch(1)))
+    key = (type(stage), type(stage.eeg_encoder), stage.contrastive_weight, made.model)
+    one = count_flops(key, loss_and_gradients(stage, made.batch(1)))
     measure(
         training_step(stage, made.batch(size), lever, folder),
         items=size,
@@ -59,6 +60,7 @@ def train(measure: Measure, shape: Shape, stage: DiffusionStage, size: int, leve
         flops=size * one,
         batch=size,
         lever=lever.name,
+        contrastive_weight=stage.contrastive_weight,
         parameters=sum(p.numel() for p in stage.modules.parameters()),
     )
 
@@ -107,6 +109,6 @@ def test_training_with_latents_encoded_each_step(measure: Measure, shape: Shape,
 @pytest.mark.parametrize("shape", each_shape())
 def test_training_with_conditioning_cached(measure: Measure, shape: Shape, tmp_path: Path) -> None:
     made, size = Made(shape), max(shape.training_batches)
-    stage = made.diffusion_stage(size)
+    stage = made.diffusion_stage(size, frozen=True)
     stage.eeg_encoder, stage.audio_encoder = Stored(made.cond(size)), Stored(made.cond(size))
     train(measure, shape, stage, size, FAST, tmp_path)

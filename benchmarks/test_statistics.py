@@ -61,18 +61,15 @@ def test_permutation(measure: Measure) -> None:
 
 def test_whole_table(measure: Measure) -> None:
     """Every cell's interval, over all listeners and for each, and every comparison with its gain and p."""
-    infos = [
-        MetricInfo(name=m, label=m, unit="%", higher_is_better=True, per_example=True, definition="hits")
-        for m in METRICS
-    ]
-    scored = [
-        Scored(s, "claim" if s == CLAIM else "floor", s, examples()[examples()["system"] == s], []) for s in SYSTEMS
-    ]
+    info = MetricInfo(name="", label="", unit="%", higher_is_better=True, per_example=True, definition="hits")
+    infos = [info.model_copy(update={"name": metric}) for metric in METRICS]
+    rows = dict(list(examples().groupby("system")))
+    scored = [Scored(s, "claim" if s == CLAIM else "floor", "", rows[s], []) for s in SYSTEMS]
     for system in scored:
         for info in infos:
-            rows = {"value": float(system.examples[info.name].mean()), "ci": None, "n": len(system.examples)}
+            cell = {"value": float(system.examples[info.name].mean()), "ci": None, "n": len(system.examples)}
             described = {"metric": info.model_dump(), "per_example": True, "embedder": None, "signature": ""}
-            system.measurements.append(described | rows | {"reason": None})
+            system.measurements.append(described | cell | {"reason": None})
     config = EvaluationConfig(primary=METRICS[0], n_resamples=SIZE.resamples)
     about = dict.fromkeys(("name", "study", "signature"), "") | dict.fromkeys(("config", "data", "environment"), {})
     about |= {"simulated": True, "training_seeds": [0], "sampling_seed": 0, "audit": [], "stages": []}
