@@ -97,8 +97,12 @@ def slow(session: nox.Session) -> None:
 
 @command
 def bench(session: nox.Session) -> None:
-    """Measure speed and memory."""
-    run(session, "pytest", "--benchmark-only", *session.posargs)
+    """Measure speed and memory; without arguments, everything, and record it in benchmarks/results/<device>.json."""
+    record = []
+    if not session.posargs:
+        device = run(session, "python", "-m", "benchmarks.device", capture=True)
+        record = [f"--benchmark-json=benchmarks/results/{device}.json"]
+    run(session, "pytest", "--benchmark-only", *record, *session.posargs)
 
 
 @command

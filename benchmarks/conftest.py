@@ -16,6 +16,9 @@ from eeg2speech import environment
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
+LOAD_BEFORE = os.getloadavg() if hasattr(os, "getloadavg") else None
+"""Processes that wanted the CPU over the last 1, 5 and 15 minutes: near 0 on a machine fit for measuring."""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselects what pytest-benchmark would skip one by one, and benchmarks where only tests are wanted."""
@@ -53,7 +56,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "device": device.name(),
         "clocks": device.clocks(),
         "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
+        "load_before": LOAD_BEFORE,
         "environment": environment.describe(),
     }
 
