@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -37,8 +36,8 @@ class Batch:
         return self.features.transpose(1, 2).unsqueeze(1)
 
     def to(self, device: torch.device | str) -> Batch:
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
+        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "text"}
+        return replace(self, **tensors)
 
     def __len__(self) -> int:
         return self.eeg.shape[0]

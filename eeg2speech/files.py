@@ -59,7 +59,7 @@ def require_free_space(path: Path, n_bytes: int) -> None:
         )
 
 
-def new_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+def new_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
     """A memory-mapped float32 `.npy` of zeros, to be filled.
 
     Room is asked for beforehand: a disk that fills up under a memory map ends the process with SIGBUS.

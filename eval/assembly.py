@@ -81,9 +81,8 @@ def _rows(scored: Scored, config: EvaluationConfig) -> Iterator[MetricResult]:
 
 
 def _interval(rows: pd.DataFrame, metric: str, config: EvaluationConfig) -> tuple[float, float] | None:
-    columns = (rows[metric], rows[f"{metric}_n"], rows["stimulus_id"], rows["subject"])
-    arrays = [c.to_numpy() for c in columns]
-    return statistics.ratio_bootstrap(*arrays, n_resamples=config.n_resamples, seed=config.seed)
+    num, den, stimulus, subject = (rows[c].to_numpy() for c in (metric, f"{metric}_n", "stimulus_id", "subject"))
+    return statistics.ratio_bootstrap(num, den, stimulus, subject, config.n_resamples, config.seed)
 
 
 def compare(
@@ -99,17 +98,19 @@ def compare(
 
 
 def _comparison(info: MetricInfo, other: Scored, examples: pd.DataFrame, config: EvaluationConfig) -> Comparison:
-    names = {"metric": info.name, "system": other.name, "role": other.role}
+    blank = Comparison(metric=info.name, system=other.name, role=other.role, gain=None)
     for system in (CLAIM, other.name):
         run = examples.loc[examples["system"] == system]
         if info.name not in run or run[info.name].isna().all():
-            return Comparison(**names, gain=None, reason=f"{info.name} was not run for {system}")
+            return blank.model_copy(update={"reason": f"{info.name} was not run for {system}"})
     pairs = statistics.pair(examples, info.name, other.name, CLAIM)
     gain = statistics.paired_gain(pairs, info.higher_is_better, config.n_resamples, config.seed)
     if gain is None:
-        return Comparison(**names, gain=None, reason="fewer than two stimuli are paired")
+        return blank.model_copy(update={"reason": "fewer than two stimuli are paired"})
     return Comparison(
-        **names,
+        metric=info.name,
+        system=other.name,
+        role=other.role,
         gain=gain.value,
         ci=gain.ci,
         p=statistics.paired_permutation(pairs, config.n_resamples, config.seed),

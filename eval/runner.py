@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,10 @@ def run(config: ExperimentConfig, folder: RunFolder) -> Path:
             [__version__, trained.depends, config.sampling.model_dump(), config.evaluation.model_dump(mode="json")]
         )
         path = folder.path / "results.json"
-        if is_done(folder.evaluation, depends) and path.exists():
+        hashes = {system.name: digest([depends, system.name]) for system in systems}
+        # All are looked at: a damaged sound is an error also where there is nothing left to do.
+        scored_before = [is_done(folder.evaluation / name, wanted) for name, wanted in hashes.items()]
+        if path.exists() and is_done(folder.evaluation, depends) and all(scored_before):
             print(f"nothing to do: results are in {path}")
             return path
         begun = time.monotonic()
@@ -52,9 +56,8 @@ def run(config: ExperimentConfig, folder: RunFolder) -> Path:
         scored = []
         for system in tqdm(systems, desc="systems", unit="system", leave=False):
             place = folder.evaluation / system.name
-            wanted = digest([depends, system.name])
-            if not is_done(place, wanted):
-                with step(place, wanted):
+            if not is_done(place, hashes[system.name]):
+                with step(place, hashes[system.name]):
                     _score(system, bench, metrics, place)
             scored.append(_load(place, system))
         with step(folder.evaluation, depends) as record:
@@ -63,7 +66,7 @@ def run(config: ExperimentConfig, folder: RunFolder) -> Path:
                 examples.to_parquet(partial)
             result = assemble(scored, examples, _about(config, folder, trained), config.evaluation)
             path = result.save(folder.path)
-            record.files = [f"{s.name}/{MEASUREMENTS}" for s in systems]
+            record.files = ["../results.json", f"../{EXAMPLES}"]
             record.facts["results"] = {"wall_s": time.monotonic() - begun}
     print(f"results are in {path}")
     return path
@@ -145,7 +148,8 @@ def _score(system: System, bench: Bench, metrics: list[Metric], place: Path) -> 
     wavs = _write_wavs(output, place)
     if output.waveform is not None:
         # What is scored is what can be listened to: 16-bit samples.
-        object.__setattr__(output, "waveform", np.round(output.waveform * 32767).astype(np.float32) / np.float32(32767))
+        heard = np.round(output.waveform * 32767).astype(np.float32) / np.float32(32767)
+        output = replace(output, waveform=heard)
     measured = [metric.measure(bench.test, output) for metric in metrics]
     with atomic_path(place / EXAMPLES) as partial:
         _examples(output, bench, measured, wavs).to_parquet(partial)
@@ -156,8 +160,9 @@ def _write_wavs(output: SystemOutput, place: Path) -> list[str | None]:
     """Paths relative to the run folder, None where the system makes no sound."""
     if output.waveform is None:
         return [None] * len(output.rows)
-    (place / "wavs").mkdir(parents=True, exist_ok=True)
-    names = []
+    shutil.rmtree(place / "wavs", ignore_errors=True)  # of another configuration
+    (place / "wavs").mkdir(parents=True)
+    names: list[str | None] = []
     for row, waveform in zip(output.rows.itertuples(), output.waveform, strict=True):
         name = "_".join(part for part in (row.stimulus_id, row.recording) if part)
         name = f"{digest(name)}.wav"

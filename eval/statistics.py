@@ -243,7 +243,8 @@ def pair(examples: pd.DataFrame, metric: str, other: str, claim: str = "eeg") ->
     for system, rows, unique in ((claim, ours, [*keys, *listener]), (other, theirs, keys)):
         if rows.duplicated(list(dict.fromkeys(unique))).any():
             raise UserError(
-                f"examples: system {system!r} has the same (study, subject, recording, stimulus_id, sampling_seed) twice; keep one"
+                f"examples: system {system!r} has the same (study, subject, recording, stimulus_id, sampling_seed) "
+                "twice; keep one"
             )
     joined = ours.merge(theirs[keys + columns], on=keys, suffixes=("", "_other"))
     stimulus = joined["study"].astype(str) + "/" + joined["stimulus_id"].astype(str)

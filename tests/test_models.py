@@ -16,7 +16,7 @@ from eeg2speech import audio
 from eeg2speech.models.audio_encoder import DeepMel
 from eeg2speech.models.autoencoder import AutoencoderConfig, decode, encode, fit_scale, from_image, to_image
 from eeg2speech.models.denoiser import Denoiser, DenoiserConfig
-from eeg2speech.models.eeg_encoder import AlignedConvConfig, ClipConvConfig, LinearEncoderConfig
+from eeg2speech.models.eeg_encoder import AlignedConvConfig, ClipConv, ClipConvConfig, LinearEncoder
 from eeg2speech.models.layers import (
     DilatedConvs,
     SpatialAttention,
@@ -259,6 +259,12 @@ def test_the_scale_is_saved_with_the_weights(tmp_path: Path) -> None:
     autoencoder.save_pretrained(tmp_path)
     again = type(autoencoder).from_pretrained(tmp_path)
     torch.testing.assert_close(encode(again, log_mel), encode(autoencoder, log_mel), rtol=0, atol=0)
+
+
+# Denoiser
+
+KINDS = ("film", "cross_attention", "time_aligned")
+EVERY_CONDITIONING = [kinds for n in (1, 2, 3) for kinds in combinations(KINDS, n)]
 
 
 def tiny_denoiser(

@@ -47,9 +47,15 @@ class DenoiserConfig(Config):
         return self
 
     def build(
-        self, *, latent_channels: int, latent_bins: int, cond_dim: int, cond_frames: int, latent_frames: int | None = None
+        self,
+        *,
+        latent_channels: int,
+        latent_bins: int,
+        cond_dim: int,
+        cond_frames: int,
+        latent_frames: int | None = None,
     ) -> Denoiser:
-        """`latent_frames`: frames of a latent; where the condition has several to one of them, none is averaged away."""
+        """`latent_frames`: of a latent; where the condition has several frames to one of it, none is averaged away."""
         return Denoiser(
             latent_channels=latent_channels,
             latent_bins=latent_bins,

@@ -38,7 +38,7 @@ class Trained:
     regressor: nn.Module | None
     pipeline: EEG2SpeechPipeline | None
     depends: str
-    """Hash of all that the weights depend on."""
+    """Hash of all that the weights and the vocoder depend on."""
 
 
 def prepare_data(config: ExperimentConfig, folder: RunFolder) -> StudyData:
@@ -89,7 +89,8 @@ class _Trainer:
         modules = [m for m in (eeg_encoder, audio_encoder, regressor) if m is not None]
         for module in modules:
             module.eval().requires_grad_(False)
-        return Trained(data, eeg_encoder, audio_encoder, regressor, pipeline, digest(self.depends))
+        depends = digest([self.depends, self.config.model.vocoder.model_dump(mode="json")])
+        return Trained(data, eeg_encoder, audio_encoder, regressor, pipeline, depends)
 
     def train(self, stage: Stage, config: StageConfig, *depends: object) -> None:
         """Trains a stage unless it is done, and leaves its averaged weights in its modules."""

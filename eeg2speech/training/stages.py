@@ -24,10 +24,11 @@ class AutoencoderStage(Stage):
 
     def __init__(self, autoencoder: AutoencoderKL, kl_weight: float, crop_frames: int) -> None:
         super().__init__("autoencoder", {"autoencoder": autoencoder})
+        self.autoencoder = autoencoder
         self.kl_weight, self.crop_frames = kl_weight, crop_frames
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        autoencoder = self.modules["autoencoder"]
+        autoencoder = self.autoencoder
         log_mel = self._crop(batch.log_mel) if autoencoder.training else batch.log_mel
         posterior = autoencoder.encode(to_image(autoencoder, log_mel)).latent_dist
         latent = posterior.sample()
@@ -56,7 +57,8 @@ class ContrastiveStage(Stage):
 
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Loss within batches, and top-1 accuracy among all unique validation stimuli."""
-        estimates, candidates, stimuli, losses = [], {}, [], []
+        estimates, stimuli, losses = [], [], []
+        candidates: dict[int, Tensor] = {}
         for batch in batches:
             estimate = self.modules["eeg_encoder"](batch.eeg, batch.positions, batch.subject)
             candidate = self.modules["audio_encoder"](batch.features)

@@ -61,7 +61,9 @@ METRICS: dict[str, MetricMaker] = {
 
 
 def build_metrics(config: MetricsConfig, cache: Path) -> list[Metric]:
-    """The metrics of `config.names` (None: all), in order; weights load when first used, converted ones are kept in `cache`.
+    """The metrics of `config.names` (None: all), in order.
+
+    Weights load when they are first used; converted ones are kept in `cache`.
 
     Raises UserError where a name is unknown.
     """
