@@ -71,6 +71,8 @@ def build_metrics(config: MetricsConfig, cache: Path) -> list[Metric]:
     from eval.metrics.torchmetrics_audio import PREFIX, TorchMetricsAudio
 
     scorers = Scorers(cache, config.transcription, config.embedding)
+    for embedder in config.embedders:
+        scorers.embedder(embedder)
     metrics: list[Metric] = []
     for name in config.names or METRICS:
         if name.startswith(PREFIX):
