@@ -150,9 +150,11 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: write it as key.key=value, such as study.snr_db=0")
     *parents, last = key.split(".")
     for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
+        below = values.get(parent, {})
+        if not isinstance(below, dict):
             raise UserError(f"--set {override}: {parent} is a value and has no keys below it")
+        values[parent] = dict(below)  # a copy: a YAML anchor may stand for several parts
+        values = values[parent]
     try:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
