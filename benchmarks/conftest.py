@@ -21,12 +21,14 @@ LOAD_BEFORE = os.getloadavg() if hasattr(os, "getloadavg") else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects what pytest-benchmark would skip one by one, and benchmarks where only tests are wanted."""
-    only = config.getoption("benchmark_only")
+    """Deselects what pytest-benchmark would skip one by one, benchmarks where only tests are wanted, and, unless
+    `-m` speaks of them, those that take minutes each (`nox -s bench` runs them)."""
+    only, slow = config.getoption("benchmark_only"), "slow" in config.getoption("markexpr")
     kept, left_out = [], []
     for item in items:
         is_benchmark = "benchmark" in getattr(item, "fixturenames", ())
-        (kept if is_benchmark == only else left_out).append(item)
+        wanted = is_benchmark == only and (slow or not only or item.get_closest_marker("slow") is None)
+        (kept if wanted else left_out).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept

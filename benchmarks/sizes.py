@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -19,6 +20,12 @@ from eeg2speech.schema import Config
 ROOT = Path(__file__).parents[1]
 
 
+class Sampler(Config):
+    scheduler: str
+    num_inference_steps: int
+    guidance_scale: float = 1.0
+
+
 class Shape(Config):
     """A model and the length of its clips. `experiment` takes the model of a config, and how it is trained."""
 
@@ -28,7 +35,11 @@ class Shape(Config):
     clip_s: float
     batches: tuple[int, ...] = Field(description="of forward passes; levers are compared at the largest")
     training_batches: tuple[int, ...] = Field(description="of training steps; levers are compared at the largest")
-    compile: bool = Field(description="whether torch.compile is among the levers: its first call takes a minute")
+    contrastive_batch: int = 32
+    compile: tuple[Literal["forward", "training"], ...] = Field(
+        default=(), description="where torch.compile is among the levers: its first call takes a minute"
+    )
+    samplers: tuple[Sampler, ...] = Field(description="at the largest of `batches`")
 
     @model_validator(mode="before")
     @classmethod
@@ -114,25 +125,38 @@ LEVERS = (
 )
 
 
-def each_shape() -> list:
-    return [pytest.param(shape, id=name) for name, shape in SIZES.shapes.items()]
+def each_shape(largest_training_batch_above: int = 0) -> list:
+    """(shape,)"""
+    shapes = SIZES.shapes.items()
+    return [pytest.param(s, id=name) for name, s in shapes if max(s.training_batches) > largest_training_batch_above]
 
 
-def each_lever(training: bool = False) -> list:
+def each_lever(of: Literal["forward", "training"]) -> list:
     """(shape, lever)"""
     return [
         pytest.param(shape, lever, id=f"{name}-{lever.name}")
         for name, shape in SIZES.shapes.items()
         for lever in LEVERS
-        if (shape.compile or not lever.compile)
-        and (lever.sdpa or (any(shape.model.denoiser.attention) and not training))
+        if (of in shape.compile or not lever.compile)
+        and (lever.sdpa or (of == "forward" and any(shape.model.denoiser.attention)))
     ]
 
 
-def each_batch(training: bool = False) -> list:
+def each_batch(of: Literal["forward", "training"], largest: bool = True) -> list:
     """(shape, batch)"""
+    batches = {name: s.batches if of == "forward" else s.training_batches for name, s in SIZES.shapes.items()}
     return [
         pytest.param(shape, batch, id=f"{name}-batch{batch}")
         for name, shape in SIZES.shapes.items()
-        for batch in (shape.training_batches if training else shape.batches)
+        for batch in batches[name]
+        if largest or batch < max(batches[name])
+    ]
+
+
+def each_sampler() -> list:
+    """(shape, sampler)"""
+    return [
+        pytest.param(shape, x, id=f"{name}-{x.scheduler}-{x.num_inference_steps}-guidance{x.guidance_scale:g}")
+        for name, shape in SIZES.shapes.items()
+        for x in shape.samplers
     ]

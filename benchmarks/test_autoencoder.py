@@ -17,7 +17,7 @@ PRECISION = pytest.mark.parametrize("lever", [FLOAT32, FAST], ids=lambda lever: 
 
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 @PRECISION
-@pytest.mark.parametrize(("shape", "batch"), each_batch())
+@pytest.mark.parametrize(("shape", "batch"), each_batch("forward"))
 @torch.no_grad()
 def test_pass(measure: Measure, shape: Shape, batch: int, lever: Lever, direction: str) -> None:
     made, run = Made(shape), encode if direction == "encode" else decode

@@ -49,12 +49,18 @@ def test_own_of_fewer_samples_than_dimensions(measure: Measure, d: int, n: int) 
     measure(lambda: frechet_distance_of_samples(*samples(d, n)), unit="distance", compare=compare, d=d, n=n)
 
 
-@SIZE
+LARGE = 1000
+"""Dimensions above which the package's arithmetic takes minutes."""
+
+
+@pytest.mark.parametrize(
+    ("d", "n"), [pytest.param(d, n, marks=[pytest.mark.slow] if d > LARGE else []) for d, n in SIZES.frechet]
+)
 def test_package(measure: Measure, d: int, n: int) -> None:
     """Its value must be ours. With moments of full rank both are exact, else its root of a singular product errs."""
     if not frechet_package.available():
         pytest.skip("frechet-audio-distance is not installed")
-    once = {"rounds": 1, "warm_up": False} if d > 1000 else {}
+    once = {"rounds": 1, "warm_up": False} if d > LARGE else {}
     compare = Comparison(name(d, n), "peer")
     theirs = measure(
         lambda: frechet_package.frechet_distance(*moments(d, n)),

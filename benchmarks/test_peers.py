@@ -27,6 +27,7 @@ def test_ours_with_hifigan(measure: Measure) -> None:
         unit="clip",
         signal_s=SHAPE.clip_s,
         compare=Comparison(NAME, "ours"),
+        rounds=1,
         lever=FAST.name,
         guidance_scale=1.0,
     )

@@ -7,43 +7,37 @@ import torch
 
 from benchmarks.measure import Comparison, Measure
 from benchmarks.modules import Made, half, speak
-from benchmarks.sizes import FAST, FLOAT32, SIZES, Lever, Shape, each_batch, each_shape
+from benchmarks.sizes import FAST, FLOAT32, SIZES, Lever, Sampler, Shape, each_batch, each_sampler
 from eeg2speech.audio import SAMPLE_RATE
 from eeg2speech.models.layers import normalise_embedding
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "steps", "guidance"),
-    [("dpmsolver++", 5, 1.0), ("dpmsolver++", 10, 1.0), ("dpmsolver++", 20, 1.0), ("ddim", 10, 1.0), ("ddim", 50, 1.0)]
-    + [("dpmsolver++", 10, 2.0)],
-)
-@pytest.mark.parametrize("shape", each_shape())
+@pytest.mark.parametrize(("shape", "sampler"), each_sampler())
 @torch.no_grad()
-def test_sampler(measure: Measure, shape: Shape, scheduler: str, steps: int, guidance: float) -> None:
+def test_sampler(measure: Measure, shape: Shape, sampler: Sampler) -> None:
     made, size = Made(shape), max(shape.batches)
-    pipeline = half(made.pipeline(scheduler))
+    pipeline = half(made.pipeline(sampler.scheduler))
     cond = normalise_embedding(made.cond(size)).to(FAST.dtype)
     latent = measure(
-        lambda: pipeline.sample(cond, steps, guidance, range(size)),
+        lambda: pipeline.sample(cond, sampler.num_inference_steps, sampler.guidance_scale, range(size)),
         items=size,
         unit="clip",
         signal_s=size * shape.clip_s,
         batch=size,
         lever=FAST.name,
-        scheduler=scheduler,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
+        **sampler.model_dump(),
     )
     assert latent.isfinite().all()
 
 
-@pytest.mark.parametrize(("shape", "batch"), each_batch())
+@pytest.mark.parametrize(("shape", "batch"), each_batch("forward"))
 def test_eeg_to_waveform(measure: Measure, shape: Shape, batch: int) -> None:
     """As recommended: DPM-Solver++ with 10 steps, no guidance, UNet and autoencoder in bfloat16 and channels_last."""
     is_whole = batch == 1 and shape == SIZES.shapes[SIZES.whole]
     whole(measure, shape, batch, FAST, "dpmsolver++", 10, Comparison(WHOLE, "ours", 20) if is_whole else None)
 
 
+@pytest.mark.slow
 def test_eeg_to_waveform_ddim_200_in_float32(measure: Measure) -> None:
     """What AudioLDM's own scripts do by default, without guidance."""
     shape = SIZES.shapes[SIZES.whole]

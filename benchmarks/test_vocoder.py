@@ -17,7 +17,7 @@ def log_mel(shape: Shape, size: int) -> Tensor:
     return Made(shape).batch(size).features.transpose(1, 2)
 
 
-@pytest.mark.parametrize(("shape", "batch"), each_batch())
+@pytest.mark.parametrize(("shape", "batch"), each_batch("forward"))
 def test_griffin_lim(measure: Measure, shape: Shape, batch: int) -> None:
     vocoder, mel = GriffinLimVocoder().to(DEVICE), log_mel(shape, batch)
     out = measure(

@@ -315,10 +315,10 @@ def phase_randomised(eeg: Tensor, seeds: Sequence[int]) -> Tensor:
     same random phases, drawn by `seeds[b]` (Prichard & Theiler, Phys. Rev. Lett. 1994)."""
     spectrum = torch.fft.rfft(eeg, dim=-1)
     n = spectrum.shape[-1]
-    turns = torch.stack([torch.rand(1, n, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-    phase = 2 * torch.pi * turns
+    generators = (torch.Generator().manual_seed(seed) for seed in seeds)
+    phase = 2 * torch.pi * torch.stack([torch.rand(1, n, generator=g, dtype=torch.float64) for g in generators])
     # The mean, and with an even number of samples the highest frequency, must stay real.
     phase[..., 0] = 0.0
     if eeg.shape[-1] % 2 == 0:
         phase[..., -1] = 0.0
-    return torch.fft.irfft(spectrum * torch.polar(torch.ones_like(phase), phase), n=eeg.shape[-1], dim=-1)
+    return torch.fft.irfft(spectrum * torch.polar(torch.ones_like(phase), phase), n=eeg.shape[-1], dim=-1).to(eeg)

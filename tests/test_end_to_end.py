@@ -32,6 +32,8 @@ from eval.results import Comparison, RunResult, load_examples
 from eval.systems import SYSTEMS
 from reports import __main__ as reports
 
+pytestmark = pytest.mark.slow  # not yet timed on a quiet machine
+
 pytest.importorskip("hibari")
 
 ROOT = Path(__file__).parents[1]

@@ -192,7 +192,8 @@ def test_mean_is_the_mean_of_the_training_speech(
     trained: Trained, bench: Bench, outputs: dict[str, np.ndarray]
 ) -> None:
     train = trained.data.windows[trained.data.windows["split"] == "train"]["stimulus"].unique()
-    embeddings = [trained.audio_encoder(torch.from_numpy(trained.data.features.features[s][None])) for s in train]
+    features = trained.data.features.features
+    embeddings = [trained.audio_encoder(torch.from_numpy(features[s][None].copy())) for s in train]
     normal = [e / e.square().mean().sqrt() for e in embeddings]
     cond = torch.cat(normal).mean(dim=0, keepdim=True)
     wanted = bench.pipeline(cond=cond, num_inference_steps=2, seeds=bench.seeds(np.array([1])))
@@ -236,7 +237,7 @@ def test_without_audio_every_row_says_so(tmp_path: Path) -> None:
         output = system.run(bench)
         assert output.waveform is None
         assert output.waveform_reason == "the study has no audio"
-        assert (output.estimate is not None) == (name in HEARS_EEG - {"regression"})
+        assert (output.estimate is not None) == (name in HEARS_EEG - {"regression", "retrieved"})
 
 
 @pytest.mark.parametrize("name", sorted(ROLES))
@@ -327,7 +328,8 @@ def test_surrogates_of_many_windows_share_no_phase() -> None:
     surrogate = phase_randomised(eeg, range(200))
     correlation = (eeg * surrogate).mean(dim=(1, 2)).numpy()
     assert abs(correlation.mean()) < 3 / np.sqrt(200 * 360)
-    assert correlation.std() == pytest.approx(1 / np.sqrt(360), rel=0.2)
+    # 180 frequencies of exponential power, each turned by its own cosine
+    assert correlation.std() == pytest.approx(np.sqrt(2 / 360), rel=0.15)
 
 
 def test_a_surrogate_does_not_depend_on_its_batch() -> None:
