@@ -101,7 +101,7 @@ def bench(session: nox.Session) -> None:
     record = []
     if not session.posargs:
         device = run(session, "python", "-m", "benchmarks.device", capture=True)
-        record = [f"--benchmark-json=benchmarks/results/{device}.json"]
+        record = ["-m", "slow or not slow", f"--benchmark-json=benchmarks/results/{device}.json"]
     run(session, "pytest", "--benchmark-only", *record, *session.posargs)
 
 
