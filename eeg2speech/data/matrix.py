@@ -22,10 +22,11 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, field_validator, model_validator
 
+from eeg2speech import audio
 from eeg2speech.data import simulation, speech_corpus
 from eeg2speech.data.base import Recording, SpeechStudy
 from eeg2speech.errors import UserError
-from eeg2speech.files import digest, sha256, write_atomically
+from eeg2speech.files import digest, require_free_space, sha256, write_atomically
 from eeg2speech.schema import Config
 
 if TYPE_CHECKING:
@@ -116,11 +117,18 @@ class MatrixStudy(SpeechStudy):
                 self._check(pool)
                 return
             shutil.rmtree(self.folder, ignore_errors=True)  # what an interrupted process left
+            require_free_space(self.folder, self._n_bytes())
             self._synthesise(self.folder, pool)
             files = sorted(p for p in self.folder.rglob("*") if p.is_file())
             hashes = dict(zip((str(p.relative_to(self.folder)) for p in files), pool.map(sha256, files), strict=True))
             record = {"config": self.config.model_dump(mode="json"), "sha256": hashes}
             write_atomically(done, json.dumps(record, indent=1))
+
+    def _n_bytes(self) -> int:
+        """Room for the EEG and the readings, to within a few percent."""
+        config = self.config
+        eeg = config.n_subjects * simulation.SOA_S * config.sfreq * len(sensor_positions()) * 4
+        return int(config.n_sentences * (eeg + speech_corpus.MAX_READING_S * audio.SAMPLE_RATE * 2))
 
     def _check(self, pool: ThreadPoolExecutor) -> None:
         def is_whole(name: str) -> bool:
