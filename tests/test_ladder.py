@@ -161,3 +161,19 @@ def test_a_ladder_that_cannot_be_is_refused(
 ) -> None:
     assert command.main(["ladder", *arguments, "--output", str(tmp_path)]) == 2
     assert "--sentences must be at least 20 and --seed at least 0" in capsys.readouterr().err
+
+
+def test_the_published_ladder_is_of_this_study_and_the_page_quotes_it() -> None:
+    root = Path(__file__).parents[1]
+    folder = root / "reports" / "published" / "ladder"
+    provenance = json.loads((folder / "ridge.json").read_text())
+    assert provenance["sha256"]["ridge.csv"] == sha256(folder / "ridge.csv")
+    assert provenance["study"]["format"] == matrix.FORMAT, "the study has changed: run `python -m eeg2speech ladder`"
+    page = (root / "docs" / "embedded_study.md").read_text(encoding="utf-8")
+    quoted = [line.split("|")[1:4] for line in page.splitlines() if " to " in line and line.startswith("| ")]
+    table = pd.read_csv(folder / "ridge.csv")
+    assert [float(row[0].replace("-∞", "-inf")) for row in quoted] == table["snr_db"].tolist()
+    for name, column in (("band", 1), ("contrast", 2)):
+        numbers = [[float(word.strip("()")) for word in row[column].split() if word != "to"] for row in quoted]
+        published = table[[f"{name}_r", f"{name}_low", f"{name}_high"]].to_numpy()
+        np.testing.assert_allclose(numbers, published, atol=0.0051)
