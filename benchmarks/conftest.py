@@ -11,6 +11,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks import device
 from benchmarks.measure import Measure, ratios
+from benchmarks.sizes import SIZES
 from eeg2speech import environment
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -64,10 +65,12 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
-    """Adds the comparisons; the single rounds are left out, their median and its interval stay."""
+    """Adds the comparisons and the sizes; single rounds are left out, their median and its interval stay."""
     for benchmark in output_json["benchmarks"]:
         benchmark["stats"].pop("data", None)
+        benchmark.pop("params", None)  # whole shapes: their names are in `param`, what they are in `sizes`
     output_json["ratios"] = ratios(output_json["benchmarks"])
+    output_json["sizes"] = SIZES.model_dump(mode="json")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

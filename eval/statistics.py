@@ -238,7 +238,7 @@ def pair(examples: pd.DataFrame, metric: str, other: str, claim: str = "eeg") ->
     columns = [metric, f"{metric}_n"]
     ours = examples.loc[examples["system"] == claim].dropna(subset=columns)
     theirs = examples.loc[examples["system"] == other].dropna(subset=columns)
-    listener = ["subject", "recording"]
+    listener = [key for key in ("subject", "recording") if key in examples]
     keys = ["study", "stimulus_id", "sampling_seed"] + (listener if (theirs["subject"] != "").any() else [])
     for system, rows, unique in ((claim, ours, [*keys, *listener]), (other, theirs, keys)):
         if rows.duplicated(list(dict.fromkeys(unique))).any():

@@ -120,7 +120,14 @@ def _row(
     p_error: float,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"study": fake.study, "subject": subject, "stimulus_id": f"sentence{index:03d}"}
-    row |= {"system": system, "sampling_seed": 0, "reference": None, "hypothesis": None, "wav": None}
+    row |= {
+        "recording": row.get("subject", ""),
+        "system": system,
+        "sampling_seed": 0,
+        "reference": None,
+        "hypothesis": None,
+        "wav": None,
+    }
     easy = 0.25 * (hash_of(subject, index) - 0.5)
     p_error = float(np.clip(p_error + easy * (0.05 < p_error < 0.8), 0, 1))
     if fake.has_audio:

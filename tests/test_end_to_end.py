@@ -26,6 +26,7 @@ from eeg2speech import __main__ as training
 from eeg2speech.config import load
 from eeg2speech.pipeline import EEG2SpeechPipeline
 from eeg2speech.runs import RunFolder
+from eeg2speech.training.loop import derived_seed
 from eeg2speech.training.run import prepare_data
 from eval import __main__ as evaluation
 from eval.results import Comparison, RunResult, load_examples
@@ -39,8 +40,8 @@ pytest.importorskip("hibari")
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "tiny.yaml"
 STAGES = ("autoencoder", "contrastive", "regression", "diffusion")
-SPEAKING_FROM_EEG = {"eeg", "shuffled", "noise", "retrieved"}
-"""The rows whose embedding of the EEG can be ranked among the speech."""
+RANKED = {"eeg", "shuffled", "noise"}
+"""The rows with an embedding of EEG of their own, which can be ranked among the speech."""
 
 
 def call(command: ModuleType, verb: str, runs: Path, *more: str) -> int:
@@ -120,7 +121,7 @@ def test_every_row_and_every_reason_is_there(result: RunResult) -> None:
             assert np.isfinite(cell.value)
             assert cell.signature.startswith(f"{metric}|")
     without_value = {key for key, cell in cells.items() if cell.value is None}
-    assert without_value == {(s, m) for s in SYSTEMS if s not in SPEAKING_FROM_EEG for m in ("top1", "top5")}
+    assert without_value == {(s, m) for s in SYSTEMS if s not in RANKED for m in ("top1", "top5")}
 
 
 def test_counts_are_those_of_the_test_split(runs: Path, result: RunResult) -> None:
@@ -128,8 +129,8 @@ def test_counts_are_those_of_the_test_split(runs: Path, result: RunResult) -> No
     table = load_examples(runs / "tiny")
     for system in result.systems:
         rows = table[table["system"] == system.name]
-        assert system.n_stimuli == 12 == rows["stimulus_id"].nunique()
-        assert system.n_examples == len(rows) == (24 if SYSTEMS[system.name].hears_eeg else 12)
+        assert system.n_stimuli == 10 == rows["stimulus_id"].nunique()
+        assert system.n_examples == len(rows) == (20 if SYSTEMS[system.name].hears_eeg else 10)
         assert system.n_subjects == (2 if SYSTEMS[system.name].hears_eeg else 0)
 
 
@@ -141,7 +142,7 @@ def test_eeg_beats_shuffled_in_retrieval(runs: Path, result: RunResult) -> None:
     assert found.p < 0.05
     table = load_examples(runs / "tiny")
     hits = table[table["system"] == "eeg"].groupby("stimulus_id")["top1"].max()
-    assert scipy.stats.binomtest(int(hits.sum()), len(hits), 2 / 12, alternative="greater").pvalue < 0.05
+    assert scipy.stats.binomtest(int(hits.sum()), len(hits), 2 / 10, alternative="greater").pvalue < 0.05
 
 
 def test_ceilings_are_above_floors(result: RunResult) -> None:
@@ -154,7 +155,7 @@ def test_ceilings_are_above_floors(result: RunResult) -> None:
     assert correlation["reconstruction"] > correlation["unconditional"]
     assert wer["reference"] is not None
     assert wer["unconditional"] is not None
-    assert wer["reference"] < 0.2 < wer["unconditional"]
+    assert wer["reference"] < 0.5 < wer["unconditional"]
 
 
 def test_what_is_scored_can_be_listened_to(runs: Path) -> None:
@@ -177,8 +178,6 @@ def test_the_saved_pipeline_says_what_was_scored(runs: Path) -> None:
     keys = ["subject", "recording", "stimulus_id"]
     (window,) = np.flatnonzero((data.windows[keys] == row[keys]).all(axis=1))
     batch = data.batch(np.array([window]))
-    from eeg2speech.training.loop import derived_seed
-
     seed = derived_seed(config.sampling.seed, "sample", row["stimulus_id"])
     waveform = pipeline(batch.eeg, batch.positions, batch.subject, num_inference_steps=3, seeds=[seed])[0]
     heard, _ = soundfile.read(str(runs / "tiny" / row["wav"]))
@@ -310,9 +309,7 @@ def test_a_missing_package_is_named(
 
 
 def test_a_run_in_use_is_left_alone(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    holder = (
-        "import sys, filelock; filelock.FileLock(sys.argv[1]).acquire(); print('held', flush=True); sys.stdin.read()"
-    )
+    holder = "import sys, filelock as f; f.FileLock(sys.argv[1]).acquire(); print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", holder, str(copied / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

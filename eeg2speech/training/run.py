@@ -215,7 +215,7 @@ class _Trainer:
         features = self.data.features.features
         encoded = []
         for start in range(0, len(features), 32):
-            log_mel = torch.from_numpy(features[start : start + 32]).transpose(1, 2).unsqueeze(1)
+            log_mel = torch.from_numpy(np.array(features[start : start + 32])).transpose(1, 2).unsqueeze(1)
             encoded.append(autoencoder.encode(to_image(autoencoder, log_mel)).latent_dist.mode())
         latents = torch.cat(encoded)
         fit_scale(autoencoder, latents[_training_stimuli(self.data)])
