@@ -67,7 +67,8 @@ def test_peak_memory_sees_what_is_held_and_let_go_again() -> None:
     ("expected_s", "rounds", "plan"),
     [
         (0.1, None, (10, 1)),
-        (0.5, None, (5, 1)),
+        (0.25, None, (5, 1)),
+        (0.5, None, (SLOW_ROUNDS, 1)),
         (10.0, None, (SLOW_ROUNDS, 1)),
         (10.0, 1, (1, 1)),
         (1e-5, None, (100, 100)),
