@@ -18,12 +18,12 @@ Conditioning = Literal["film", "cross_attention", "time_aligned"]
 
 
 class DenoiserConfig(Config):
-    """AudioLDM-S is channels (128, 256, 384, 640), 2 layers a block, attention at the first three levels, film 512."""
+    """The default is AudioLDM-S, with attention at levels of 1/2, 1/4 and 1/8; its conditioning is film, 512 wide."""
 
     channels: tuple[int, ...] = (128, 256, 384, 640)
     layers_per_block: int = 2
     attention: tuple[bool, ...] = Field(
-        default=(True, True, True, False), description="attention at this level; one value a level"
+        default=(False, True, True, True), description="attention at this level; one value a level"
     )
     head_dim: int = 32
     norm_groups: int = 32
@@ -84,7 +84,7 @@ class Denoiser(ModelMixin, ConfigMixin):
         cond_frames: int,
         channels: tuple[int, ...] = (128, 256, 384, 640),
         layers_per_block: int = 2,
-        attention: tuple[bool, ...] = (True, True, True, False),
+        attention: tuple[bool, ...] = (False, True, True, True),
         head_dim: int = 32,
         norm_groups: int = 32,
         conditioning: tuple[Conditioning, ...] = ("time_aligned",),
