@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from eeg2speech import audio
 from eeg2speech.data.base import SpeechStudy
+from eeg2speech.data.brennan2019 import Brennan2019Study, Brennan2019StudyConfig
 from eeg2speech.data.folder import FolderStudy, FolderStudyConfig
 from eeg2speech.data.matrix import MatrixStudy, MatrixStudyConfig
 from eeg2speech.data.preprocessing import PreprocessingConfig
@@ -28,8 +29,15 @@ from eeg2speech.schema import Config
 from eeg2speech.training.loop import StageConfig
 
 # A new part is one file, one line here, and one value in a YAML.
-STUDIES: dict[str, type[SpeechStudy]] = {"matrix": MatrixStudy, "folder": FolderStudy}
-StudyConfig = Annotated[MatrixStudyConfig | FolderStudyConfig, Field(discriminator="name")]
+STUDIES: dict[str, type[SpeechStudy]] = {
+    "matrix": MatrixStudy,
+    "folder": FolderStudy,
+    "brennan2019": Brennan2019Study,
+}
+StudyConfig = Annotated[
+    MatrixStudyConfig | FolderStudyConfig | Brennan2019StudyConfig,
+    Field(discriminator="name"),
+]
 EEGEncoderConfig = Annotated[ClipConvConfig | AlignedConvConfig | LinearEncoderConfig, Field(discriminator="name")]
 AudioEncoderConfig = DeepMelConfig
 VocoderConfig = Annotated[GriffinLimConfig | HifiGanConfig, Field(discriminator="name")]

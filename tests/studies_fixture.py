@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import pybv
+import scipy.io
+import soundfile
 
 Interval = tuple[float, float, str]
 
@@ -29,3 +37,168 @@ def write_textgrid(path: Path, tiers: dict[str, Sequence[Interval]], duration_s:
             lines += [f'            text = "{quoted}" ']
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_v73(path: Path, values: dict[str, Any]) -> None:
+    """A MATLAB v7.3 file: HDF5 below a block with MATLAB's header. Structures are dicts, cells are lists."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, value in values.items():
+            _put(file, file, name, value)
+    header = b"MATLAB 7.3 MAT-file".ljust(116) + bytes(8) + b"\x00\x02IM"
+    with path.open("r+b") as raw:
+        raw.write(header)
+
+
+def _put(file: h5py.File, parent: h5py.Group, name: str, value: Any) -> None:
+    if isinstance(value, dict):
+        group = parent.create_group(name)
+        group.attrs["MATLAB_class"] = np.bytes_("struct")
+        for key, inner in value.items():
+            _put(file, group, key, inner)
+        return
+    if isinstance(value, list):
+        cells = file.require_group("#refs#")
+        references = np.empty((len(value), 1), dtype=h5py.ref_dtype)
+        for number, inner in enumerate(value):
+            key = f"c{len(cells)}"
+            _put(file, cells, key, inner)
+            references[number, 0] = cells[key].ref
+        parent.create_dataset(name, data=references, dtype=h5py.ref_dtype).attrs["MATLAB_class"] = np.bytes_("cell")
+        return
+    if isinstance(value, str):
+        letters = np.array([[ord(letter)] for letter in value], dtype=np.uint16)
+        data = parent.create_dataset(name, data=letters)
+        data.attrs["MATLAB_class"], data.attrs["MATLAB_int_decode"] = np.bytes_("char"), 2
+        return
+    array = np.atleast_2d(np.asarray(value, dtype=float))
+    parent.create_dataset(name, data=array.T).attrs["MATLAB_class"] = np.bytes_("double")
+
+
+ALICE_SFREQ = 500
+ALICE_NAMES = [str(number) for number in range(1, 62) if number != 29]
+NO_FIRST_MARKER = {"S26", "S34", "S35", "S36"}
+SEGMENT_S = 5.0
+WORDS_PER_SEGMENT = 8
+
+
+class AliceFixture:
+    """The release of Brennan & Hale in small: 12 sounds of 5 s, 8 words each, in sentences of 4.
+
+    Markers and epochs come about as in the authors' scripts (get_alice2_trials.m of
+    cnllab/alice-eeg-shared): a marker precedes its sound by 60 ms (first segment) or 50 ms; an
+    epoch reaches from 150 samples before to 500 after its word; passages are counted, so that without
+    the first marker each is called one too low.
+    """
+
+    def __init__(self, root: Path, table_columns: int = 16) -> None:
+        self.root = root
+        (root / "audio").mkdir(parents=True)
+        (root / "proc").mkdir()
+        self.sounds = [self._sound(number) for number in range(1, 13)]
+        self.table = self._table(table_columns)
+        self.table.to_csv(root / "AliceChapterOne-EEG.csv", index=False)
+
+    def add(
+        self,
+        subject: str,
+        release: str = "mat",
+        audio: str | None = "AUD",
+        proc: bool = True,
+        late_by_s: float = 0.0,
+        n_channels: int = 8,
+        v73: bool = False,
+    ) -> np.ndarray:
+        """Writes a subject; returns its EEG (channels, samples) in µV. `late_by_s`: an error of the onsets."""
+        rng = np.random.default_rng(int(subject[1:]))
+        began = 300 + np.arange(12) * round((SEGMENT_S + 0.5) * ALICE_SFREQ) + rng.integers(0, 100, 12)
+        lags = np.where(np.arange(12) == 0, 30, 25)  # 60 and 50 ms in samples
+        n_samples = int(began[-1]) + round((SEGMENT_S + 2) * ALICE_SFREQ)
+        eeg = rng.standard_normal((n_channels, n_samples)).round(3)
+        rows, names = [eeg, rng.standard_normal((1, n_samples))], [*ALICE_NAMES[:n_channels], "VEOG"]
+        if audio is not None:
+            rows, names = [*rows, self._channel(began, n_samples)[None]], [*names, audio]
+        shift = round(late_by_s * ALICE_SFREQ)
+        times = [int(s - lag) + shift for s, lag in zip(began, lags, strict=True)]
+        markers = list(zip(times, range(1, 13), strict=True))
+        if subject in NO_FIRST_MARKER:
+            markers = markers[1:]
+        self.began_s = began / ALICE_SFREQ
+        if release == "mat":
+            self._write_mat(subject, np.concatenate(rows), names, v73)
+        else:
+            self._write_vhdr(subject, np.concatenate(rows), names, markers)
+        if proc:
+            self._write_proc(subject, markers)
+        return eeg
+
+    def _sound(self, number: int) -> np.ndarray:
+        rng = np.random.default_rng(100 + number)
+        loudness = np.repeat(rng.uniform(0.0, 1.0, 25) ** 2, round(SEGMENT_S * 16_000) // 25)
+        tone = np.sin(2 * np.pi * 120 * np.arange(len(loudness)) / 16_000)
+        sound = 0.5 * loudness * tone
+        soundfile.write(self.root / "audio" / f"DownTheRabbitHoleFinal_SoundFile{number}.wav", sound, 16_000)
+        return sound
+
+    def _table(self, n_columns: int) -> pd.DataFrame:
+        rows = []
+        for order in range(12 * WORDS_PER_SEGMENT):
+            segment, position = divmod(order, WORDS_PER_SEGMENT)
+            onset = 0.2013 + 0.5571 * position
+            rows.append((f"w{order}", segment + 1, onset, onset + 0.5, order + 1 + order // 40, 1 + order // 4))
+        table = pd.DataFrame(rows, columns=["Word", "Segment", "onset", "offset", "Order", "Sentence"])
+        if n_columns == 17:
+            table.insert(1, "Trigger", 1)
+        return table
+
+    def _channel(self, began: np.ndarray, n_samples: int) -> np.ndarray:
+        channel = np.zeros(n_samples)
+        for start, sound in zip(began, self.sounds, strict=True):
+            kept = sound.reshape(-1, 32).mean(axis=1) * 200  # 16 kHz to 500 Hz
+            channel[start : start + len(kept)] += kept
+        return channel
+
+    def _write_mat(self, subject: str, data: np.ndarray, names: list[str], v73: bool) -> None:
+        n_samples = data.shape[1]
+        raw = {
+            "label": list(names) if v73 else np.array(names, dtype=object)[:, None],
+            "trial": [data] if v73 else _cell(data),
+            "time": [np.arange(n_samples)[None] / ALICE_SFREQ] if v73 else _cell(np.arange(n_samples) / ALICE_SFREQ),
+            "fsample": float(ALICE_SFREQ),
+            "sampleinfo": np.array([[1.0, n_samples]]),
+            "hdr": {"Fs": float(ALICE_SFREQ), "nChans": len(names), "nSamples": n_samples},
+        }
+        path = self.root / f"{subject}.mat"
+        if v73:
+            write_v73(path, {"raw": raw})
+        else:
+            scipy.io.savemat(path, {"raw": raw})
+
+    def _write_vhdr(self, subject: str, data: np.ndarray, names: list[str], markers: list[tuple[int, int]]) -> None:
+        pybv.write_brainvision(
+            data=data * 1e-6,
+            sfreq=ALICE_SFREQ,
+            ch_names=names,
+            fname_base=subject,
+            folder_out=self.root,
+            events=np.array([(sample, 1, number) for sample, number in markers]),
+            unit="µV",
+            resolution=0.001,
+        )
+
+    def _write_proc(self, subject: str, markers: list[tuple[int, int]]) -> None:
+        passages = [sample + (30 if k == 0 else 25) for k, (sample, _) in enumerate(markers)]
+        rows = []
+        for row in self.table.itertuples():
+            if row.Segment <= len(passages):
+                word = passages[row.Segment - 1] + int(np.ceil(row.onset * ALICE_SFREQ))
+                rows.append((word - 150, word + 500, -150, row.Segment, row.onset, row.Order))
+        trl = np.array(sorted(rows), dtype=float)
+        names = np.array(["segment", "tmin", "Order"], dtype=object)
+        proc = {"trl": trl, "varnames": names[None], "tot_trials": len(trl), "tot_chans": 61}
+        scipy.io.savemat(self.root / "proc" / f"{subject}.mat", {"proc": proc})
+
+
+def _cell(value: np.ndarray) -> np.ndarray:
+    cell = np.empty((1, 1), dtype=object)
+    cell[0, 0] = value
+    return cell

@@ -78,3 +78,20 @@ def npz_array(path: Path, array: str) -> np.ndarray:
         raise UserError(
             f"{path}: array {array!r} cannot be read ({error}); check the name in the study's config"
         ) from error
+
+
+@dataclass(frozen=True)
+class RowsSource:
+    """An EEGSource over some rows of an array (channels, n_samples), times a factor that makes volts of its unit."""
+
+    array: np.ndarray
+    rows: np.ndarray
+    factor: float
+
+    @property
+    def n_samples(self) -> int:
+        return self.array.shape[1]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        part = self.array[:, start:stop][self.rows]
+        return (part * np.float32(self.factor)).astype(np.float32, copy=False)
