@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -23,6 +23,7 @@ from eeg2speech.models.audio_encoder import DeepMelConfig
 from eeg2speech.models.autoencoder import AutoencoderConfig
 from eeg2speech.models.denoiser import DenoiserConfig
 from eeg2speech.models.eeg_encoder import AlignedConvConfig, ClipConvConfig, LinearEncoderConfig
+from eeg2speech.models.schedule import NoiseScheduleConfig, ScheduleConfig, checked
 from eeg2speech.models.vocoder import GriffinLimConfig, HifiGanConfig
 from eeg2speech.runs import run_name
 from eeg2speech.schema import Config
@@ -50,17 +51,6 @@ class EmbeddingConfig(Config):
     rate_hz: float = Field(default=50.0, gt=0, description="frames per second of window: T' = length_s * rate_hz")
 
 
-class NoiseScheduleConfig(Config):
-    """The forward diffusion; the values are AudioLDM's, v-prediction after Salimans & Ho (ICLR 2022)."""
-
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0015
-    beta_end: float = 0.0195
-    beta_schedule: Literal["linear", "scaled_linear"] = "scaled_linear"
-    prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
-    zero_terminal_snr: bool = Field(default=True, description="the last step is pure noise (Lin et al., WACV 2024)")
-
-
 class ModelConfig(Config):
     """The architecture of every module."""
 
@@ -70,13 +60,22 @@ class ModelConfig(Config):
     regressor: EEGEncoderConfig | None = Field(default=None, description="the rival; null: as eeg_encoder")
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     denoiser: DenoiserConfig = DenoiserConfig()
-    schedule: NoiseScheduleConfig = NoiseScheduleConfig()
+    schedule: ScheduleConfig = NoiseScheduleConfig()
     vocoder: VocoderConfig = GriffinLimConfig()
+
+
+CHECKPOINTING = "activations are computed again in the backward pass: a third more time, a fraction of the memory"
+
+
+def is_off(value: object) -> bool:
+    """A lever that came later is written out only where it is pulled, so that runs from before keep their hashes."""
+    return not value
 
 
 class AutoencoderTraining(StageConfig):
     kl_weight: float = Field(default=1e-4, ge=0)
     crop_frames: int = Field(default=96, gt=0, description="length of the random crops; a multiple of the downsampling")
+    gradient_checkpointing: bool = Field(default=False, description=CHECKPOINTING, exclude_if=is_off)
 
 
 class DiffusionTraining(StageConfig):
@@ -86,6 +85,18 @@ class DiffusionTraining(StageConfig):
     contrastive_weight: float | None = Field(
         default=None, ge=0, description="null: encoders frozen; else trained jointly"
     )
+    audio_first: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the steps, from the start, conditioned on audio embeddings alone; 1: AudioLDM's way, "
+        "EEG takes their place only when speech is generated",
+        exclude_if=is_off,
+    )
+    cache_latents: bool = Field(
+        default=True, description="false: encoded at every step, where they fit no memory", exclude_if=bool
+    )
+    gradient_checkpointing: bool = Field(default=False, description=CHECKPOINTING, exclude_if=is_off)
 
 
 class TrainingConfig(Config):
@@ -113,7 +124,18 @@ class ExperimentConfig(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> ExperimentConfig:
-        training, factor = self.training, self.model.autoencoder.downsampling
+        training, factor, schedule = self.training, self.model.autoencoder.downsampling, self.model.schedule
+        checked(schedule, self.sampling)
+        if isinstance(schedule, NoiseScheduleConfig):
+            if schedule.prediction_type == "epsilon" and schedule.zero_terminal_snr:
+                raise ValueError(
+                    "model.schedule: pure noise says nothing about x0 to a network that predicts epsilon; "
+                    "set zero_terminal_snr to false, or predict v_prediction or sample"
+                )
+        elif training.diffusion is not None and training.diffusion.min_snr_gamma is not None:
+            raise ValueError(
+                "training.diffusion.min_snr_gamma weighs the timesteps of diffusion; with flow_matching set it to null"
+            )
         if training.diffusion is not None and training.autoencoder is None:
             raise ValueError("training.diffusion needs training.autoencoder, in whose latents it works")
         if training.autoencoder is not None:
@@ -183,4 +205,6 @@ def _sentence(error: ValidationError) -> str:
     return "; ".join(faults)
 
 
-_PART_NAMES = {"clip_conv", "aligned_conv", "linear", "deep_mel", "griffin_lim", "hifigan"}
+_PART_NAMES = {
+    "clip_conv", "aligned_conv", "linear", "deep_mel", "griffin_lim", "hifigan", "noise_schedule", "flow_schedule"
+}  # fmt: skip

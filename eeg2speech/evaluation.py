@@ -7,6 +7,7 @@ before training begins, and imports go one way.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -16,9 +17,18 @@ from eeg2speech.schema import Config
 class SamplingConfig(Config):
     """How the pipeline turns noise into a latent."""
 
-    scheduler: str = Field(default="dpmsolver++", pattern=r"^(dpmsolver\+\+|ddim)$")
+    scheduler: Literal["dpmsolver++", "ddim", "euler", "heun"] = Field(
+        default="dpmsolver++", description="the first two solve diffusion, the others flow matching"
+    )
     num_inference_steps: int = Field(default=10, ge=1)
     guidance_scale: float = Field(default=1.0, ge=0, description="1: no guidance; above: away from the null condition")
+    guidance_rescale: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="how much of the condition's own deviation guidance is given back (Lin et al., WACV 2024)",
+        exclude_if=lambda value: not value,
+    )
     seed: int = Field(default=0, ge=0, description="the sampling seed; a sample's noise comes from it and its stimulus")
     batch_size: int = Field(default=16, ge=1)
 

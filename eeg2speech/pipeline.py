@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from eeg2speech.models.autoencoder import decode
 from eeg2speech.models.denoiser import Denoiser
 from eeg2speech.models.layers import normalise_embedding
+from eeg2speech.models.schedule import set_steps
 
 
 class EEG2SpeechPipeline(DiffusionPipeline):
@@ -54,6 +55,7 @@ class EEG2SpeechPipeline(DiffusionPipeline):
         cond: Tensor | None = None,
         num_inference_steps: int = 10,
         guidance_scale: float = 1.0,
+        guidance_rescale: float = 0.0,
         seeds: Sequence[int] | None = None,
     ) -> Tensor:
         """EEG (B, C, T), positions (B, C, 2), subject (B,) -> waveforms (B, N) at 16 kHz.
@@ -67,8 +69,8 @@ class EEG2SpeechPipeline(DiffusionPipeline):
                 raise ValueError("give eeg, positions and subject, or cond")
             cond = self.eeg_encoder(eeg, positions, subject)
         seeds = list(range(len(cond))) if seeds is None else list(seeds)
-        log_mel = decode(self.vae, self.sample(normalise_embedding(cond), num_inference_steps, guidance_scale, seeds))
-        return self.vocode(log_mel, seeds)
+        latent = self.sample(normalise_embedding(cond), num_inference_steps, guidance_scale, seeds, guidance_rescale)
+        return self.vocode(decode(self.vae, latent), seeds)
 
     @torch.no_grad()
     def unconditional(self, n: int, **sampling: object) -> Tensor:
@@ -77,21 +79,32 @@ class EEG2SpeechPipeline(DiffusionPipeline):
         latent = self.sample(self.denoiser.null(n), sampling["num_inference_steps"], 1.0, seeds)  # type: ignore[arg-type]
         return self.vocode(decode(self.vae, latent), seeds)
 
-    def sample(self, cond: Tensor, num_inference_steps: int, guidance_scale: float, seeds: Sequence[int]) -> Tensor:
+    def sample(
+        self,
+        cond: Tensor,
+        num_inference_steps: int,
+        guidance_scale: float,
+        seeds: Sequence[int],
+        guidance_rescale: float = 0.0,
+    ) -> Tensor:
         """Normalised condition (B, D, T') -> latent (B, L, T, W).
 
         Classifier-free guidance (Ho & Salimans 2022): null + scale * (cond - null); scale 1 costs one pass.
+        `guidance_rescale` is the phi of Lin et al. (WACV 2024), section 3.4.
         """
         latent = self.noise(seeds).to(cond)
         null = self.denoiser.null(len(cond)) if guidance_scale != 1.0 else None
-        self.scheduler.set_timesteps(num_inference_steps, device=cond.device)
-        latent = latent * self.scheduler.init_noise_sigma
+        set_steps(self.scheduler, num_inference_steps, cond.device)
+        # Schedulers of flow matching scale nothing, and have no words for it.
+        latent = latent * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        scale_input = getattr(self.scheduler, "scale_model_input", lambda latent, t: latent)
         for t in self.progress_bar(self.scheduler.timesteps):
-            scaled = self.scheduler.scale_model_input(latent, t)
+            scaled = scale_input(latent, t)
             predicted = self.denoiser(scaled, t, cond)
             if null is not None:
                 free = self.denoiser(scaled, t, null)
-                predicted = free + guidance_scale * (predicted - free)
+                guided = free + guidance_scale * (predicted - free)
+                predicted = rescale(guided, predicted, guidance_rescale) if guidance_rescale else guided
             latent = self.scheduler.step(predicted, t, latent).prev_sample
         return latent
 
@@ -108,3 +121,13 @@ class EEG2SpeechPipeline(DiffusionPipeline):
         iterative = isinstance(self.vocoder, GriffinLimVocoder)
         waveform = self.vocoder(mel, seeds) if iterative else self.vocoder(mel)
         return waveform.clamp(-1.0, 1.0)
+
+
+def rescale(guided: Tensor, cond: Tensor, phi: float) -> Tensor:
+    """Gives guided predictions (B, L, T, W) the deviation of the conditioned ones, in part: phi 0 not at all, 1 wholly.
+
+    Lin et al. (WACV 2024), equations 15 and 16; the deviation is each sample's own.
+    """
+    axes = tuple(range(1, guided.ndim))
+    factor = cond.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True).clamp(min=1e-8)
+    return guided * (phi * factor + (1.0 - phi))

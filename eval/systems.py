@@ -112,6 +112,7 @@ class Bench:
                 cond=cond[rows],
                 num_inference_steps=self.sampling.num_inference_steps,
                 guidance_scale=self.sampling.guidance_scale,
+                guidance_rescale=self.sampling.guidance_rescale,
                 seeds=seeds,
             ),
         )

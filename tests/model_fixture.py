@@ -17,6 +17,7 @@ from eeg2speech.models.audio_encoder import DeepMelConfig
 from eeg2speech.models.autoencoder import AutoencoderConfig, fit_scale
 from eeg2speech.models.denoiser import DenoiserConfig
 from eeg2speech.models.eeg_encoder import ClipConvConfig
+from eeg2speech.models.schedule import FlowScheduleConfig
 from eeg2speech.models.vocoder import GriffinLimConfig
 from eeg2speech.pipeline import EEG2SpeechPipeline
 from eeg2speech.training.run import Trained, sampler_of
@@ -30,7 +31,9 @@ def tiny_pipeline(
 ) -> EEG2SpeechPipeline:
     """Latents (4, 75, 16), embeddings (DIM, FRAMES), untrained."""
     torch.manual_seed(0)
-    schedule = NoiseScheduleConfig(prediction_type=prediction)  # type: ignore[arg-type]
+    # At pure noise epsilon says nothing about x0: a schedule that ends there is not for it.
+    values = {"prediction_type": prediction, "zero_terminal_snr": prediction != "epsilon"}
+    schedule = FlowScheduleConfig() if prediction == "flow" else NoiseScheduleConfig.model_validate(values)
     vae = AutoencoderConfig(
         channels=(4, 8, 8), layers_per_block=1, latent_channels=4, norm_groups=4, mid_attention=False
     )

@@ -66,6 +66,39 @@ def test_overrides_are_yaml_values(written: Callable[[Any], Path]) -> None:
     assert config.training.diffusion.min_snr_gamma is None
 
 
+LEVERS = {
+    "training.diffusion.audio_first": 0.5,
+    "training.diffusion.cache_latents": False,
+    "training.diffusion.gradient_checkpointing": True,
+    "training.autoencoder.gradient_checkpointing": True,
+    "sampling.guidance_rescale": 0.7,
+}
+
+
+def test_a_lever_is_written_out_only_where_it_is_pulled(written: Callable[[Any], Path]) -> None:
+    """So that a run from before there were these levers keeps its hashes, and one that pulls them gets its own."""
+    path, plain = written(VALID), load(written(VALID)).model_dump(mode="json")
+    assert "objective" not in plain["model"]["schedule"]
+    for key, value in LEVERS.items():
+        config = load(path, [f"{key}={yaml.safe_dump(value).splitlines()[0]}"], "mine")
+        part, before = config.model_dump(mode="json"), plain
+        *parents, last = key.split(".")
+        for parent in parents:
+            part, before = part[parent], before[parent]
+        assert last not in before
+        assert part[last] == value
+        assert ExperimentConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_an_objective_survives_its_own_yaml(written: Callable[[Any], Path]) -> None:
+    flow = ["model.schedule.objective=flow_matching", "sampling.scheduler=heun", FREE]
+    for sets in ([], ["model.schedule.prediction_type=sample"], flow):
+        config = load(written(VALID), sets, "mine")
+        again = ExperimentConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
+        assert again == config
+        assert type(again.model.schedule) is type(config.model.schedule)
+
+
 def test_what_differs_has_another_name(written: Callable[[Any], Path]) -> None:
     path = written(VALID)
     names = [load(path, sets).name for sets in ([], ["seed=1"], ["seed=2"], ["seed=1"])]
@@ -74,6 +107,7 @@ def test_what_differs_has_another_name(written: Callable[[Any], Path]) -> None:
     assert names[1].startswith("mine-")
 
 
+FREE = "training.diffusion.min_snr_gamma=null"
 MISTAKES = [
     (["study.snr=5"], "study.snr: is not a known key"),
     (["sede=5"], "sede: is not a known key"),
@@ -101,7 +135,26 @@ MISTAKES = [
         "model.eeg_encoder.fourier_size: must be twice a square",
     ),
     (["splits={valid: 0.5, test: 0.5}"], "splits: valid + test must leave something"),
-    (["sampling.scheduler=euler"], "sampling.scheduler"),
+    (["sampling.scheduler=leap"], "sampling.scheduler"),
+    (
+        ["sampling.scheduler=euler"],
+        "sampling.scheduler: euler does not solve the objective of model.schedule, diffusion",
+    ),
+    (["model.schedule.objective=flow_matching", FREE], "choose euler or heun"),
+    (["sampling.scheduler=heun", "model.schedule.objective=flow_matching"], "training.diffusion.min_snr_gamma"),
+    (["model.schedule.objective=score"], "model.schedule.objective"),
+    (
+        ["model.schedule={objective: flow_matching, zero_terminal_snr: true}", "sampling.scheduler=heun", FREE],
+        "model.schedule.zero_terminal_snr: is not a known key",
+    ),
+    (["model.schedule=7"], "model.schedule"),
+    (["model.schedule.prediction_type=epsilon"], "model.schedule: pure noise says nothing about x0"),
+    (["sampling.guidance_rescale=1.5"], "sampling.guidance_rescale"),
+    (["training.diffusion.audio_first=2"], "training.diffusion.audio_first"),
+    (
+        ["training.contrastive.gradient_checkpointing=true"],
+        "training.contrastive.gradient_checkpointing: is not a known",
+    ),
     (["seed"], "--set seed: write it as key.key=value"),
     (["=3"], "--set =3: write it as key.key=value"),
     (["seed.deep=3"], "--set seed.deep=3: seed is a value and has no keys below it"),

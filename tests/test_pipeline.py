@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from eeg2speech.config import NoiseScheduleConfig
 from eeg2speech.evaluation import SamplingConfig
 from eeg2speech.models.layers import normalise_embedding
-from eeg2speech.pipeline import EEG2SpeechPipeline
+from eeg2speech.models.schedule import FlowScheduleConfig, network_calls
+from eeg2speech.pipeline import EEG2SpeechPipeline, rescale
 from eeg2speech.training.run import noise_scheduler, sampler_of
 from tests.model_fixture import DIM, FRAMES, tiny_pipeline
 
@@ -90,28 +91,90 @@ def decoded(pipeline: EEG2SpeechPipeline, latent: Tensor) -> Tensor:
 class Known(nn.Module):
     """The ideal denoiser of latents that are normal with one mean and deviation at every point.
 
-    E[x0 | x_t] of x_t = a x0 + s eps is  mean + a sd² / (a² sd² + s²) (x_t - a mean).
+    E[x0 | x_t] of x_t = a x0 + s eps is  mean + a sd² / (a² sd² + s²) (x_t - a mean); in diffusion
+    a² = alphas_cumprod[t], in a flow a = 1 - t / 1000 and s = t / 1000.
     """
 
-    def __init__(self, kind: str, alphas_cumprod: Tensor, mean: float, sd: float) -> None:
+    def __init__(self, kind: str, alphas_cumprod: Tensor | None, mean: float, sd: float) -> None:
         super().__init__()
         self.kind, self.alphas_cumprod, self.mean, self.sd = kind, alphas_cumprod, mean, sd
+        self.calls = 0
 
     def forward(self, latent: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        a, s = self.alphas_cumprod[t] ** 0.5, (1 - self.alphas_cumprod[t]) ** 0.5
+        self.calls += 1
+        if self.alphas_cumprod is None:
+            a, s = 1 - t / 1000, t / 1000
+        else:
+            a, s = self.alphas_cumprod[t] ** 0.5, (1 - self.alphas_cumprod[t]) ** 0.5
         x0 = self.mean + a * self.sd**2 / (a**2 * self.sd**2 + s**2) * (latent - a * self.mean)
         eps = (latent - a * x0) / s.clamp(min=1e-4)
-        return {"sample": x0, "epsilon": eps, "v_prediction": a * eps - s * x0}[self.kind]
+        return {"sample": x0, "epsilon": eps, "v_prediction": a * eps - s * x0, "flow": eps - x0}[self.kind]
+
+    def null(self, batch: int) -> Tensor:
+        return torch.zeros(batch, DIM, FRAMES)
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver++"])
-@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def ideal(scheduler: str, kind: str, mean: float, sd: float) -> EEG2SpeechPipeline:
+    """A pipeline whose denoiser is `Known`."""
+    pipeline = tiny_pipeline(SamplingConfig(scheduler=scheduler), prediction=kind)  # type: ignore[arg-type]
+    alphas_cumprod = None if kind == "flow" else pipeline.scheduler.alphas_cumprod
+    object.__setattr__(pipeline, "denoiser", Known(kind, alphas_cumprod, mean, sd))
+    return pipeline
+
+
+SOLVERS = [
+    *((scheduler, kind) for scheduler in ("ddim", "dpmsolver++") for kind in ("v_prediction", "sample", "epsilon")),
+    ("euler", "flow"),
+    ("heun", "flow"),
+]
+
+
+@pytest.mark.parametrize(("scheduler", "kind"), SOLVERS)
 @pytest.mark.parametrize("steps", [1, 5, 10])
 def test_an_ideal_denoiser_of_one_point_is_sampled_exactly(scheduler: str, kind: str, steps: int) -> None:
-    pipeline = tiny_pipeline(SamplingConfig(scheduler=scheduler), prediction=kind)
-    object.__setattr__(pipeline, "denoiser", Known(kind, pipeline.scheduler.alphas_cumprod, 0.7, 0.0))
-    latent = pipeline.sample(COND, steps, 1.0, [1, 2, 3])
+    latent = ideal(scheduler, kind, 0.7, 0.0).sample(COND, steps, 1.0, [1, 2, 3])
     torch.testing.assert_close(latent, torch.full_like(latent, 0.7), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("scheduler", "order"), [("euler", 1), ("heun", 2)])
+def test_a_flow_converges_to_the_exact_map_at_its_order(scheduler: str, order: int) -> None:
+    """From noise z, the ordinary differential equation of N(mean, sd²) ends at mean + sd z."""
+    pipeline = ideal(scheduler, "flow", -0.3, 0.6)
+    exact = -0.3 + 0.6 * pipeline.noise([1, 2, 3])
+    errors = [float((pipeline.sample(COND, n, 1.0, [1, 2, 3]) - exact).abs().mean()) for n in (9, 17, 33)]
+    assert errors[2] < (0.03 if order == 1 else 2e-4)
+    for coarse, fine in zip(errors, errors[1:], strict=False):
+        assert 0.7 * 2**order < coarse / fine < 1.2 * 2**order, errors
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "heun"])
+def test_a_flow_is_solved_as_the_textbook_does(scheduler: str) -> None:
+    """Step by step, in numbers: the velocity of N(mean, sd²) along x_s = (1 - s) x0 + s eps."""
+    mean, sd, steps = 0.4, 0.5, 6
+
+    def velocity(x: Tensor, s: float) -> Tensor:
+        variance = (1 - s) ** 2 * sd**2 + s**2
+        return (s - (1 - s) * sd**2) / variance * (x - (1 - s) * mean) - mean
+
+    pipeline = ideal(scheduler, "flow", mean, sd)
+    x = pipeline.noise([1, 2, 3]).double()
+    # Heun's last step, from s = 1 / 1000, is Euler's: at s = 0 nothing is predicted.
+    grid = torch.linspace(1, 0, steps + 1) if scheduler == "euler" else torch.linspace(1, 0.001, steps)
+    for s, after in zip(grid.tolist(), [*grid.tolist()[1:], 0.0], strict=True):
+        slope = velocity(x, s)
+        if scheduler == "heun" and after > 0:
+            slope = (slope + velocity(x + (after - s) * slope, after)) / 2
+        x = x + (after - s) * slope
+    torch.testing.assert_close(pipeline.sample(COND, steps, 1.0, [1, 2, 3]).double(), x, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("scheduler", "kind"), SOLVERS)
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_the_cost_of_a_sample_is_counted(scheduler: str, kind: str, guidance_scale: float) -> None:
+    pipeline = ideal(scheduler, kind, 0.0, 1.0)
+    pipeline.sample(COND, 5, guidance_scale, [1, 2, 3])
+    values = SamplingConfig(scheduler=scheduler, num_inference_steps=5, guidance_scale=guidance_scale)  # type: ignore[arg-type]
+    assert pipeline.denoiser.calls == network_calls(values)
 
 
 @pytest.mark.parametrize(("scheduler", "steps", "tolerance"), [("ddim", 200, 0.02), ("dpmsolver++", 100, 0.02)])
@@ -136,6 +199,55 @@ def test_training_and_sampling_share_one_schedule(kind: str) -> None:
         assert int(backward.timesteps[0]) == 999
         assert backward.config.prediction_type == kind
         torch.testing.assert_close(backward.alphas_cumprod, forward.alphas_cumprod, atol=1e-6, rtol=1e-5)
+
+
+def test_rescaled_guidance_is_the_papers() -> None:
+    """Lin et al. (WACV 2024), equations 15 and 16: each sample back to the deviation of its conditioned prediction."""
+    guided, cond = 3.0 + 5.0 * torch.randn(2, 4, 7, 3), torch.randn(2, 4, 7, 3)
+    cond[1] *= 10.0
+    for b in range(2):
+        whole = guided[b] * cond[b].std() / guided[b].std()
+        assert float(rescale(guided, cond, 1.0)[b].std()) == pytest.approx(float(cond[b].std()), rel=1e-5)
+        for phi in (0.0, 0.7, 1.0):
+            torch.testing.assert_close(rescale(guided, cond, phi)[b], phi * whole + (1 - phi) * guided[b])
+
+
+def test_guidance_is_rescaled_at_every_step() -> None:
+    """Two steps of Euler by hand; nothing changes without guidance, nor at phi 0."""
+    pipeline = tiny_pipeline(SamplingConfig(scheduler="euler"), prediction="flow")
+    cond, seeds = normalise_embedding(COND), [1, 2, 3]
+    x, null = pipeline.noise(seeds), pipeline.denoiser.null(3)
+    for s in (1.0, 0.5):
+        t = torch.tensor(1000 * s)
+        with_cond, free = pipeline.denoiser(x, t, cond), pipeline.denoiser(x, t, null)
+        guided = free + 4.0 * (with_cond - free)
+        scale = torch.stack([a.std() / b.std() for a, b in zip(with_cond, guided, strict=True)]).view(3, 1, 1, 1)
+        x = x - 0.5 * (0.7 * guided * scale + 0.3 * guided)
+    torch.testing.assert_close(pipeline.sample(cond, 2, 4.0, seeds, guidance_rescale=0.7), x, atol=1e-4, rtol=1e-4)
+    assert torch.equal(pipeline.sample(cond, 2, 1.0, seeds, 0.7), pipeline.sample(cond, 2, 1.0, seeds))
+    assert not torch.allclose(pipeline.sample(cond, 2, 4.0, seeds), x, atol=1e-2)
+    spoken = [
+        pipeline(cond=COND, num_inference_steps=2, guidance_scale=4.0, guidance_rescale=phi, seeds=seeds)
+        for phi in (0.0, 0.7)
+    ]
+    torch.testing.assert_close(spoken[1], pipeline.vocode(decoded(pipeline, x), seeds), atol=1e-3, rtol=0)
+    assert not torch.allclose(spoken[0], spoken[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "heun"])
+def test_a_saved_flow_says_the_same(scheduler: str, tmp_path: Path) -> None:
+    pipeline = tiny_pipeline(SamplingConfig(scheduler=scheduler), prediction="flow")  # type: ignore[arg-type]
+    pipeline.save_pretrained(tmp_path)
+    again = EEG2SpeechPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    values = {"num_inference_steps": 2, "guidance_scale": 1.5, "seeds": [1, 2, 3]}
+    torch.testing.assert_close(again(cond=COND, **values), pipeline(cond=COND, **values), atol=1e-5, rtol=0)
+
+
+def test_a_sampler_of_another_objective_is_refused() -> None:
+    for schedule, scheduler in ((FlowScheduleConfig(), "ddim"), (NoiseScheduleConfig(), "heun")):
+        with pytest.raises(ValueError, match=rf"sampling\.scheduler: {scheduler} does not solve"):
+            sampler_of(schedule, SamplingConfig(scheduler=scheduler))  # type: ignore[arg-type]
 
 
 def test_a_saved_pipeline_says_the_same(pipeline: EEG2SpeechPipeline, tmp_path: Path) -> None:

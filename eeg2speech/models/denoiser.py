@@ -75,6 +75,8 @@ class Denoiser(ModelMixin, ConfigMixin):
     A learned `null_cond` stands for "no condition" in all three.
     """
 
+    _supports_gradient_checkpointing = True
+
     @register_to_config
     def __init__(
         self,

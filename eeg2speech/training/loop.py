@@ -62,6 +62,8 @@ class Stage(ABC):
         self.name = name
         self.modules = nn.ModuleDict(modules)
         self.frozen = nn.ModuleDict(frozen or {}).requires_grad_(False)
+        self.progress = 0.0
+        """The share of the steps that are done, which the loop sets before each."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -204,6 +206,7 @@ class _Loop:
         parts = config.gradient_accumulation
         self.stage.modules.train()
         self.stage.frozen.eval()
+        self.stage.progress = self.step / config.steps
         for index in range(self.step * parts, (self.step + 1) * parts):
             batch = share(batch_at(index), rank, world).to(self.device)
             torch.manual_seed(derived_seed(self.seed, self.stage.name, index, rank))

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import yaml
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from eeg2speech.config import ExperimentConfig, NoiseScheduleConfig
+from eeg2speech.config import ExperimentConfig
 from eeg2speech.data.loader import StudyData, TrainingSampler
-from eeg2speech.evaluation import SamplingConfig
 from eeg2speech.files import digest, write_atomically
 from eeg2speech.models.autoencoder import fit_scale, to_image
 from eeg2speech.models.eeg_encoder import AlignedConv
 from eeg2speech.models.regressor import Regressor
+from eeg2speech.models.schedule import noise_scheduler, sampler_of
 from eeg2speech.pipeline import EEG2SpeechPipeline
 from eeg2speech.runs import RunFolder, is_done, step
 from eeg2speech.training.checkpoint import load_weights
@@ -26,6 +26,7 @@ from eeg2speech.training.stages import AutoencoderStage, ContrastiveStage, Diffu
 
 VALIDATION_WINDOWS = 128
 ALIGNMENT_WINDOWS = 1024
+SCALE_STIMULI = 512
 
 
 @dataclass
@@ -157,6 +158,8 @@ class _Trainer:
         assert training is not None
         self.seeded("autoencoder")
         autoencoder = choice.build()
+        if training.gradient_checkpointing:
+            autoencoder.enable_gradient_checkpointing()
         stage = AutoencoderStage(autoencoder, training.kl_weight, training.crop_frames)
         self.train(stage, training, choice.model_dump())
         return autoencoder.eval().requires_grad_(False)
@@ -166,7 +169,7 @@ class _Trainer:
     ) -> EEG2SpeechPipeline:
         config, training = self.config, self.config.training.diffusion
         assert training is not None
-        latents = self.latents(autoencoder)
+        latents = self.latents(autoencoder, training.cache_latents)
         self.seeded("denoiser")
         denoiser = config.model.denoiser.build(
             latent_channels=config.model.autoencoder.latent_channels,
@@ -175,16 +178,19 @@ class _Trainer:
             cond_frames=embedding_frames(config),
             latent_frames=latents.shape[2],
         )
+        if training.gradient_checkpointing:
+            denoiser.enable_gradient_checkpointing()
         stage = DiffusionStage(
             denoiser,
             eeg_encoder,
             audio_encoder,
             noise_scheduler(config.model.schedule),
-            latents,
+            latents if training.cache_latents else autoencoder,
             audio_share=training.audio_share,
             null_share=training.null_share,
             min_snr_gamma=training.min_snr_gamma,
             contrastive_weight=training.contrastive_weight,
+            audio_first=training.audio_first,
         )
         parts = (config.model.denoiser.model_dump(), config.model.schedule.model_dump())
         self.train(stage, training, *parts, self.depends["contrastive"], self.depends["autoencoder"])
@@ -210,15 +216,19 @@ class _Trainer:
         return pipeline
 
     @torch.no_grad()
-    def latents(self, autoencoder: AutoencoderKL) -> Tensor:
-        """(n_stimuli, L, T / 4, 16): every stimulus encoded once, scaled by the training split's statistics."""
-        features = self.data.features.features
+    def latents(self, autoencoder: AutoencoderKL, cached: bool) -> Tensor:
+        """(n_stimuli, L, T / 4, 16): every stimulus encoded once, scaled by the training split's statistics.
+
+        Not `cached`, it is but as many training stimuli as those statistics need.
+        """
+        features, training = self.data.features.features, _training_stimuli(self.data)
+        rows = np.arange(len(features)) if cached else _spread(training, SCALE_STIMULI)
         encoded = []
-        for start in range(0, len(features), 32):
-            log_mel = torch.from_numpy(np.array(features[start : start + 32])).transpose(1, 2).unsqueeze(1)
+        for start in range(0, len(rows), 32):
+            log_mel = torch.from_numpy(np.array(features[rows[start : start + 32]])).transpose(1, 2).unsqueeze(1)
             encoded.append(autoencoder.encode(to_image(autoencoder, log_mel)).latent_dist.mode())
         latents = torch.cat(encoded)
-        fit_scale(autoencoder, latents[_training_stimuli(self.data)])
+        fit_scale(autoencoder, latents[training] if cached else latents)
         mean, std = (torch.tensor(autoencoder.config[k]).view(1, -1, 1, 1) for k in ("latents_mean", "latents_std"))
         return (latents - mean) / std
 
@@ -228,33 +238,13 @@ def embedding_frames(config: ExperimentConfig) -> int:
     return round(config.windows.length_s * config.model.embedding.rate_hz)
 
 
-def noise_scheduler(config: NoiseScheduleConfig) -> DDPMScheduler:
-    """The forward process."""
-    return DDPMScheduler(**_schedule(config))
-
-
-def sampler_of(schedule: NoiseScheduleConfig, sampling: SamplingConfig) -> SchedulerMixin:
-    """The reverse process: DDIM (Song et al., ICLR 2021) or DPM-Solver++ of order 2 (Lu et al. 2022)."""
-    values = _schedule(schedule)
-    if sampling.scheduler == "ddim":
-        return DDIMScheduler(**values, clip_sample=False, timestep_spacing="trailing")
-    return DPMSolverMultistepScheduler(
-        **values, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing"
-    )
-
-
-def _schedule(config: NoiseScheduleConfig) -> dict[str, object]:
-    values = config.model_dump(exclude={"zero_terminal_snr"})
-    return values | {"rescale_betas_zero_snr": config.zero_terminal_snr}
-
-
 def _training_stimuli(data: StudyData) -> np.ndarray:
     return np.unique(data.windows["stimulus"].to_numpy()[data.indices("train")])
 
 
 def _training_features(data: StudyData) -> Tensor:
-    """(n, K, F): at most 512 training stimuli, enough for a mean and a deviation."""
-    return torch.from_numpy(np.array(data.features.features[_spread(_training_stimuli(data), 512)]))
+    """(n, K, F): some training stimuli, enough for a mean and a deviation."""
+    return torch.from_numpy(np.array(data.features.features[_spread(_training_stimuli(data), SCALE_STIMULI)]))
 
 
 def _spread(rows: np.ndarray, n: int) -> np.ndarray:

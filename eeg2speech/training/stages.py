@@ -9,11 +9,12 @@ from diffusers import AutoencoderKL, SchedulerMixin
 from torch import Tensor, nn
 
 from eeg2speech.batch import Batch
-from eeg2speech.losses import clip_loss, min_snr_weight, similarity
-from eeg2speech.models.autoencoder import from_image, to_image
+from eeg2speech.losses import clip_loss, similarity
+from eeg2speech.models.autoencoder import encode, from_image, to_image
 from eeg2speech.models.denoiser import Denoiser
 from eeg2speech.models.layers import normalise_embedding
 from eeg2speech.training.loop import Stage
+from eeg2speech.training.objectives import add_noise
 
 
 class AutoencoderStage(Stage):
@@ -84,12 +85,15 @@ class RegressionStage(Stage):
 
 
 class DiffusionStage(Stage):
-    """The denoiser, on cached latents, conditioned on embeddings of EEG or of audio or on nothing.
+    """The denoiser, on latents, conditioned on embeddings of EEG or of audio or on nothing.
 
     Each example's condition is the EEG estimate, with probability `audio_share` the audio embedding
     instead (so that `oracle` is in distribution), and with probability `null_share` overall the
-    learned null. `contrastive_weight` None freezes the encoders; a number trains them jointly, with
-    the contrastive loss kept at that weight so that the pair stays a pair.
+    learned null. In the share `audio_first` of the steps, from the start, the audio embedding stands
+    for every EEG estimate (AudioLDM trains on audio alone: Liu et al., ICML 2023); validation keeps to
+    `audio_share`, so that its curve is of one task. `contrastive_weight` None freezes the encoders; a
+    number trains them jointly, with the contrastive loss kept at that weight so that the pair stays a pair.
+    `latents` are those of every stimulus (n_stimuli, L, T, W), or the autoencoder that encodes them at each step.
     """
 
     def __init__(
@@ -98,51 +102,53 @@ class DiffusionStage(Stage):
         eeg_encoder: nn.Module,
         audio_encoder: nn.Module,
         scheduler: SchedulerMixin,
-        latents: Tensor,
+        latents: Tensor | AutoencoderKL,
         *,
         audio_share: float,
         null_share: float,
         min_snr_gamma: float | None,
         contrastive_weight: float | None,
+        audio_first: float = 0.0,
     ) -> None:
         encoders = {"eeg_encoder": eeg_encoder, "audio_encoder": audio_encoder}
         joint = contrastive_weight is not None
+        frozen = {} if isinstance(latents, Tensor) else {"autoencoder": latents}
         super().__init__(
-            "diffusion", {"denoiser": denoiser} | (encoders if joint else {}), frozen={} if joint else encoders
+            "diffusion",
+            {"denoiser": denoiser} | (encoders if joint else {}),
+            frozen=frozen | ({} if joint else encoders),
         )
         self.eeg_encoder, self.audio_encoder, self.denoiser = eeg_encoder, audio_encoder, denoiser
         self.scheduler, self.latents = scheduler, latents
         self.audio_share, self.null_share, self.gamma = audio_share, null_share, min_snr_gamma
-        self.contrastive_weight = contrastive_weight
+        self.contrastive_weight, self.audio_first = contrastive_weight, audio_first
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        x0 = self.latents[batch.stimulus.cpu()].to(batch.eeg)
+        x0 = self._latent(batch).to(batch.eeg)
         with torch.set_grad_enabled(self.contrastive_weight is not None and torch.is_grad_enabled()):
             estimate = self.eeg_encoder(batch.eeg, batch.positions, batch.subject)
             candidate = self.audio_encoder(batch.features)
         cond = self._condition(estimate, candidate)
-        eps = torch.randn_like(x0)
-        t = torch.randint(self.scheduler.config.num_train_timesteps, (len(x0),), device=x0.device)
-        predicted = self.denoiser(self.scheduler.add_noise(x0, eps, t), t, cond).float()
-        error = (predicted - self._target(x0, eps, t)).square().mean(dim=(1, 2, 3))
-        weight = min_snr_weight(
-            self.scheduler.alphas_cumprod.to(x0)[t], self.scheduler.config.prediction_type, self.gamma
-        )
-        terms = {"loss": (weight * error).mean(), "error": error.mean()}
+        noised = add_noise(self.scheduler, x0, self.gamma)
+        predicted = self.denoiser(noised.latent, noised.t, cond).float()
+        error = (predicted - noised.target).square().mean(dim=(1, 2, 3))
+        terms = {"loss": (noised.weight * error).mean(), "error": error.mean()}
         if self.contrastive_weight is not None:
             terms["contrastive"] = clip_loss(estimate, candidate, batch.stimulus)
             terms["loss"] = terms["loss"] + self.contrastive_weight * terms["contrastive"]
         return terms
 
+    @torch.no_grad()
+    def _latent(self, batch: Batch) -> Tensor:
+        """(B, L, T, W)"""
+        if isinstance(self.latents, Tensor):
+            return self.latents[batch.stimulus.cpu()]
+        return encode(self.latents, batch.log_mel)
+
     def _condition(self, estimate: Tensor, candidate: Tensor) -> Tensor:
         n = len(estimate)
-        from_audio = torch.rand(n, device=estimate.device) < self.audio_share
+        only_audio = self.denoiser.training and self.progress < self.audio_first
+        from_audio = torch.rand(n, device=estimate.device) < (1.0 if only_audio else self.audio_share)
         dropped = torch.rand(n, device=estimate.device) < self.null_share
         cond = torch.where(from_audio.view(-1, 1, 1), normalise_embedding(candidate), normalise_embedding(estimate))
         return self.denoiser.drop(cond, dropped)
-
-    def _target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        kind = self.scheduler.config.prediction_type
-        if kind == "epsilon":
-            return eps
-        return x0 if kind == "sample" else self.scheduler.get_velocity(x0, eps, t)
