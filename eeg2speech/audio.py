@@ -67,12 +67,20 @@ def log_mel(waveform: Tensor) -> Tensor:
 def load(path: str | Path, start_s: float = 0.0, duration_s: float | None = None) -> np.ndarray:
     """Reads a stretch of a sound file as mono float32 at 16 kHz, shape (N,).
 
-    Channels are averaged, other rates resampled (polyphase). Past the end of the file the
-    stretch is silent: a window that outlasts a short sentence keeps its fixed length.
+    Channels are averaged, other rates resampled (polyphase). Before the start of the file (`start_s`
+    below 0) and past its end the stretch is silent: a window that outlasts a short sentence keeps its
+    fixed length.
     Raises UserError naming the file where it cannot be read.
     """
     import soundfile
 
+    if start_s < 0:
+        lead = round(-start_s * SAMPLE_RATE)
+        if duration_s is None:
+            return np.pad(load(path), (lead, 0))
+        wanted = round(duration_s * SAMPLE_RATE)
+        rest = max(0, wanted - lead)
+        return np.pad(load(path, 0.0, rest / SAMPLE_RATE), (wanted - rest, 0))
     try:
         with soundfile.SoundFile(str(path)) as file:
             rate = file.samplerate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from eeg2speech.data.brennan2019 import Brennan2019Study, Brennan2019StudyConfig
 from eeg2speech.data.folder import FolderStudy, FolderStudyConfig
 from eeg2speech.data.matrix import MatrixStudy, MatrixStudyConfig
 from eeg2speech.data.preprocessing import PreprocessingConfig
+from eeg2speech.data.protocol import expanded
 from eeg2speech.data.splits import SplitConfig
 from eeg2speech.data.windows import WindowConfig
 from eeg2speech.errors import UserError
@@ -113,6 +114,9 @@ class ExperimentConfig(Config):
 
     name: str = Field(default="", description="set by `load`: names the run folder")
     seed: int = Field(default=0, description="the training seed: initial weights, batches, noise")
+    protocol: Literal["brainmagick"] | None = Field(
+        default=None, description="fills in what a published protocol fixes of preprocessing, windows and splits"
+    )
     study: StudyConfig
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     windows: WindowConfig = WindowConfig()
@@ -121,6 +125,11 @@ class ExperimentConfig(Config):
     training: TrainingConfig
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_protocol(cls, values: Any) -> Any:
+        return expanded(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _fits_together(self) -> ExperimentConfig:

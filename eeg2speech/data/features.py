@@ -137,8 +137,8 @@ def _write_arrays(stimuli: pd.DataFrame, rate_hz: float, length_s: float, path: 
         out = new_array(partial, shape)
         for row, stimulus in zip(out, stimuli.itertuples(index=False), strict=True):
             start = round(stimulus.offset_s * rate_hz)
-            known = load_array(stimulus.path)[start : start + round(min(stimulus.duration_s, length_s) * rate_hz)][
-                :n_frames
-            ]
-            row[:, : len(known)] = known.T
+            lead = max(0, -start)  # silence, where a window starts before its sound
+            stop = start + min(round(min(stimulus.duration_s, length_s) * rate_hz), n_frames)
+            known = load_array(stimulus.path)[start + lead : max(0, stop)]
+            row[:, lead : lead + len(known)] = known.T
         out.flush()

@@ -171,20 +171,20 @@ class StudyData:
     def batch(self, rows: np.ndarray) -> Batch:
         """The windows of these rows, in this order."""
         columns, rows = self._columns, np.asarray(rows)
-        n_baseline = round(self.preprocessing.baseline_s * self.preprocessing.sfreq)
+        n_before, n_mean = self.preprocessing.baseline
         starts = columns.start[rows]
-        available = np.minimum(n_baseline, starts)
-        eeg = np.zeros((len(rows), self.n_channels, n_baseline + self.n_times), dtype=np.float32)
+        available = np.minimum(n_before, starts)
+        eeg = np.zeros((len(rows), self.n_channels, n_before + self.n_times), dtype=np.float32)
         recordings = columns.recording[rows]
         for i, (recording, start, before) in enumerate(
             zip(recordings.tolist(), starts.tolist(), available.tolist(), strict=True)
         ):
             where, source = columns.sources[recording]
-            eeg[i, where, n_baseline - before :] = source[:, start - before : start + self.n_times]
+            eeg[i, where, n_before - before :] = source[:, start - before : start + self.n_times]
         stimulus = columns.stimulus[rows]
         return Batch(
             eeg=baseline_and_clamp(
-                torch.from_numpy(eeg), n_baseline, torch.from_numpy(available), self.preprocessing.clamp
+                torch.from_numpy(eeg), n_before, torch.from_numpy(available), self.preprocessing.clamp, n_mean
             ),
             positions=torch.from_numpy(columns.positions[recordings]),
             subject=torch.from_numpy(columns.subject[rows]),

@@ -42,7 +42,10 @@ class PreprocessingConfig(Config):
     sfreq: float = Field(default=120.0, gt=0, description="Hz after resampling")
     highpass_hz: float | None = Field(default=None, gt=0, description="zero-phase FIR high-pass, after resampling")
     shift_s: float = Field(default=0.15, ge=0, description="the EEG of a window starts this long after its audio")
-    baseline_s: float = Field(default=0.5, ge=0, description="the mean of this long before the EEG slice is subtracted")
+    baseline_s: float = Field(default=0.5, ge=0, description="the mean of this long is subtracted from each window")
+    baseline_from_s: float | None = Field(
+        default=None, le=0, description="where that begins, from the EEG slice on; null: it ends where the slice begins"
+    )
     clamp: float = Field(default=20.0, gt=0, description="scaled EEG is clamped to +- this")
 
     def edge_s(self, sfreq: float) -> float:
@@ -58,6 +61,12 @@ class PreprocessingConfig(Config):
 
     def n_samples(self, length_s: float) -> int:
         return round(length_s * self.sfreq)
+
+    @property
+    def baseline(self) -> tuple[int, int]:
+        """Samples of EEG kept before the slice, and how many from the first of them on make the baseline."""
+        n_mean = self.n_samples(self.baseline_s)
+        return (n_mean if self.baseline_from_s is None else self.n_samples(-self.baseline_from_s)), n_mean
 
 
 @dataclass(frozen=True)
@@ -249,11 +258,17 @@ def _scale(recording: Recording, eeg: np.ndarray, scaler: Scaler) -> None:
             channel /= np.float32(iqr)
 
 
-def baseline_and_clamp(eeg: Tensor, n_baseline: int, available: Tensor, clamp: float) -> Tensor:
-    """(B, C, n_baseline + T) -> (B, C, T): each window less the mean of what precedes it, clamped.
+def baseline_and_clamp(
+    eeg: Tensor, n_before: int, available: Tensor, clamp: float, n_mean: int | None = None
+) -> Tensor:
+    """(B, C, n_before + T) -> (B, C, T): each window less the mean of its first `n_mean` samples, clamped.
 
-    `available` (B,) int: how many of the first `n_baseline` samples the recording really has; the
-    others must be 0. Where none is available nothing is subtracted.
+    `n_mean`: by default all that precedes the window. `available` (B,) int: how many of the first
+    `n_before` samples the recording really has; the others must be 0 and do not count. Where none
+    of the `n_mean` is available nothing is subtracted.
     """
-    mean = eeg[..., :n_baseline].sum(dim=-1, keepdim=True) / available.clamp(min=1).to(eeg.dtype)[:, None, None]
-    return torch.clamp(eeg[..., n_baseline:] - mean, -clamp, clamp)
+    n_mean = n_before if n_mean is None else n_mean
+    lacking = n_before - available
+    count = (n_mean - lacking).clamp(min=1).to(eeg.dtype)[:, None, None]
+    mean = eeg[..., :n_mean].sum(dim=-1, keepdim=True) / count
+    return torch.clamp(eeg[..., n_before:] - mean, -clamp, clamp)

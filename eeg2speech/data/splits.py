@@ -24,10 +24,10 @@ MIN_SHARED_WORDS = 5
 class SplitConfig(Config):
     """How speech is divided. Train, valid and test are three different things, always."""
 
-    by: Literal["stimulus", "time", "recording", "subject"] = Field(
+    by: Literal["stimulus", "time", "recording", "subject", "both"] = Field(
         default="stimulus",
         description="stimulus: blocks of speech by hash; time: stretches of each sound; recording or subject: passes "
-        "the audit only where these heard different speech",
+        "the audit only where these heard different speech; both: unseen subjects hear unseen blocks, the rest is left",
     )
     valid: float = Field(default=0.1, gt=0, lt=1)
     test: float = Field(default=0.2, gt=0, lt=1)
@@ -35,6 +35,9 @@ class SplitConfig(Config):
     strict: bool = Field(default=True, description="any failed check of the audit stops the run before training")
     block_s: float = Field(
         default=6.0, gt=0, description="by stimulus, continuous speech: sentences merge until longer than this"
+    )
+    guard: bool = Field(
+        default=True, description="drop training windows too near to other splits; false: the audit will find them"
     )
     gap_s: float | None = Field(
         default=None,

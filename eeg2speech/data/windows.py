@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,12 +14,16 @@ from pydantic import Field
 from eeg2speech.data.base import Recording
 from eeg2speech.data.features import ContentHashes
 from eeg2speech.data.preprocessing import PreprocessingConfig, resampled_length
+from eeg2speech.data.protocol import Stories, window_starts
 from eeg2speech.data.splits import SplitConfig, split_names, split_of, stretches, too_near
 from eeg2speech.errors import UserError
 from eeg2speech.schema import Config
 
 STIMULUS_COLUMNS = ("stimulus_id", "audio", "sound", "path", "offset_s", "duration_s", "sfreq_hz", "text", "split")
 WINDOW_COLUMNS = ("study", "subject", "recording", "stimulus", "stimulus_id", "onset_s", "length_s", "text", "split")
+
+_HEARD_COLUMNS = ("subject", "recording", "audio", "offset_s", "onset_s", "duration_s", "text")
+_HEARD_COLUMNS += ("split", "sound", "path", "sfreq_hz")
 
 
 class WindowConfig(Config):
@@ -28,6 +32,10 @@ class WindowConfig(Config):
     length_s: float = Field(default=3.0, gt=0)
     stride_s: float = Field(default=0.5, gt=0, description="continuous speech, train and valid: onset to onset")
     test_stride_s: float | None = Field(default=None, gt=0, description="continuous speech, test; default: length_s")
+    placement: Literal["blocks", "brainmagick"] = Field(
+        default="blocks",
+        description="continuous speech; blocks: every stride inside blocks of each sound; brainmagick: as its protocol",
+    )
     max_reading_s: float = Field(default=2.6, gt=0, description="isolated sentences: a longer reading is refused")
 
     def stride(self, split: str) -> float:
@@ -102,6 +110,10 @@ def cut(
             raise UserError(f"study {study}: {n} recordings are named {name}; every recording needs a name of its own")
     edge_s = max((preprocessing.edge_s(r.sfreq) for r in recordings), default=0.0)
     cutter = _Cutter(isolated, config, splits, _gap_s(splits, config, edge_s), _assigned(recordings, splits))
+    if config.placement == "brainmagick" and not isolated:
+        # who heard most tells the story: nobody's blocks may depend on what that listener missed
+        for recording in sorted(recordings, key=lambda r: -len(r.sounds)):
+            cutter.learn_story(recording)
     rows: list[tuple] = []
     dropped: Counter[str] = Counter()
     for recording in recordings:
@@ -121,21 +133,8 @@ def cut(
         raise UserError(
             f"study {study}: not one window of {config.length_s:g} s could be cut; check its sounds and onsets"
         )
-    columns = [
-        "subject",
-        "recording",
-        "audio",
-        "offset_s",
-        "onset_s",
-        "duration_s",
-        "text",
-        "split",
-        "sound",
-        "path",
-        "sfreq_hz",
-    ]
-    heard = pd.DataFrame(rows, columns=columns).assign(study=study, length_s=config.length_s)
-    if not isolated and splits.by in ("stimulus", "time"):
+    heard = pd.DataFrame(rows, columns=list(_HEARD_COLUMNS)).assign(study=study, length_s=config.length_s)
+    if not isolated and splits.guard and splits.by in ("stimulus", "time", "both"):
         near = _near_another_split(heard, cutter.gap_s, config.length_s, edge_s)
         dropped["too near to another split"] = int(near.sum())
         heard = heard[~near].reset_index(drop=True)
@@ -149,7 +148,7 @@ def _gap_s(splits: SplitConfig, config: WindowConfig, edge_s: float) -> float:
 
 def _assigned(recordings: Sequence[Recording], splits: SplitConfig) -> dict[str, str]:
     """Split of each recording, where recordings or subjects are divided."""
-    if splits.by == "subject":
+    if splits.by in ("subject", "both"):
         by_subject = split_names([r.subject for r in recordings], splits)
         return {r.recording: by_subject[r.subject] for r in recordings}
     return split_names([r.recording for r in recordings], splits) if splits.by == "recording" else {}
@@ -165,19 +164,40 @@ class _Cutter:
         self.dropped: Counter[str] = Counter()
         self._hashes = ContentHashes()
         self._known: dict[tuple[str, float, float, str], list[_Candidate]] = {}
+        self._stories = Stories()
+
+    def learn_story(self, recording: Recording) -> None:
+        """Makes one story of the sounds of a recording, in the order in which they were heard."""
+        heard = list(recording.sounds.sort_values("onset_s", kind="stable").itertuples(index=False))
+        words = [_Words.within(recording.words, sound.onset_s, sound.duration_s) for sound in heard]
+        if not any(part.word for part in words):
+            raise UserError(
+                f"recording {recording.recording}: windows.placement: brainmagick goes by words, of which it has none"
+            )
+        keys, durations_s = [self._key(sound) for sound in heard], [float(sound.duration_s) for sound in heard]
+        self._stories.learn(keys, durations_s, words, self.splits.block_s)
+
+    def _key(self, sound: Any) -> tuple[str, float, float]:
+        return self._hashes(sound.path, sound.sfreq_hz), round(sound.offset_s, 3), round(sound.duration_s, 3)
 
     def sounds(self, recording: Recording) -> Iterator[tuple[str, Any, _Candidate]]:
         """(audio hash, row of `recording.sounds`, window) of everything heard in a recording."""
         assigned = self.assigned.get(recording.recording, "")
         for sound in recording.sounds.itertuples(index=False):
-            audio = self._hashes(sound.path, sound.sfreq_hz)
-            key = (audio, round(sound.offset_s, 3), round(sound.duration_s, 3), assigned)
+            key = (*self._key(sound), assigned)
             if key not in self._known:
                 words = _Words.within(recording.words, sound.onset_s, sound.duration_s)
                 make = self._sentence if self.isolated else self._continuous
-                self._known[key] = make(recording, sound, f"{audio}@{key[1]:.3f}", words, assigned)
+                self._known[key] = make(recording, sound, f"{key[0]}@{key[1]:.3f}", words, assigned)
             for candidate in self._known[key]:
-                yield audio, sound, candidate
+                yield key[0], sound, candidate
+
+    def _split(self, uid: str, assigned: str) -> str:
+        """The split of a block or sentence for the listener at hand; empty where it has none."""
+        if self.splits.by != "both":
+            return assigned or split_of(uid, self.splits)
+        split = split_of(uid, self.splits)
+        return split if split == assigned else ""
 
     def _sentence(
         self, recording: Recording, sound: Any, identity: str, words: _Words, assigned: str
@@ -188,25 +208,53 @@ class _Cutter:
                 f"recording {recording.recording}: the reading {sound.sound} lasts {sound.duration_s:.2f} s, more than "
                 f"{limit:g} s; leave it out, or raise windows.max_reading_s and length_s"
             )
-        split = assigned or split_of(" ".join(words.word).lower() or identity, self.splits)
+        split = self._split(" ".join(words.word).lower() or identity, assigned)
+        if not split:
+            self.dropped["speech of another split than its listener"] += 1
+            return []
         return [_Candidate(0.0, float(sound.duration_s), words.text(0.0, self.config.length_s), split)]
 
     def _continuous(
         self, recording: Recording, sound: Any, identity: str, words: _Words, assigned: str
     ) -> list[_Candidate]:
-        length = self.config.length_s
+        story = self.config.placement == "brainmagick"
+        origin, own = self._stories.of[self._key(sound)] if story else (0.0, [])
         if self.splits.by == "time":
             parts = stretches(sound.duration_s, self.gap_s, self.splits)
         else:
-            found = blocks(words, sound.duration_s, self.splits.block_s, identity)
-            parts = [(start, stop, assigned or split_of(uid, self.splits)) for start, stop, uid in found]
+            found = own if story else blocks(words, sound.duration_s, self.splits.block_s, identity)
+            parts = [(start, stop, self._split(uid, assigned)) for start, stop, uid in found]
         candidates = []
         for start, stop, split in parts:
-            first = np.ceil(start * 1000 - 1e-6) / 1000
-            starts = np.round(np.arange(first, stop - length + 1e-6, self.config.stride(split)), 3)
-            self.dropped["blocks shorter than a window"] += len(starts) == 0
-            candidates += [_Candidate(float(s), length, words.text(s, s + length), split) for s in starts]
+            if not split:
+                self.dropped["blocks of another split than their listener"] += 1
+                continue
+            starts = (
+                self._around_events(start, stop, split, words, origin, sound.duration_s)
+                if story
+                else self._every_stride(start, stop, split)
+            )
+            candidates += [self._candidate(float(s), words, sound.duration_s, split) for s in starts]
         return candidates
+
+    def _candidate(self, start_s: float, words: _Words, sound_s: float, split: str) -> _Candidate:
+        length = self.config.length_s
+        whole = start_s + length <= sound_s + 1e-3  # else there is silence past the end of the sound
+        return _Candidate(start_s, length if whole else sound_s - start_s, words.text(start_s, start_s + length), split)
+
+    def _every_stride(self, start: float, stop: float, split: str) -> np.ndarray:
+        first = np.ceil(start * 1000 - 1e-6) / 1000
+        starts = np.round(np.arange(first, stop - self.config.length_s + 1e-6, self.config.stride(split)), 3)
+        self.dropped["blocks shorter than a window"] += len(starts) == 0
+        return starts
+
+    def _around_events(
+        self, start: float, stop: float, split: str, words: _Words, origin: float, sound_s: float
+    ) -> np.ndarray:
+        """Test: the words of the sound; else every stride of the story."""
+        stride = self.config.stride_s
+        grid = np.arange(np.ceil(origin / stride) * stride, origin + sound_s, stride) - origin
+        return np.round(window_starts((start, stop), words.start_s if split == "test" else grid), 3)
 
 
 def blocks(words: _Words, duration_s: float, block_s: float, identity: str) -> list[tuple[float, float, str]]:
