@@ -22,8 +22,8 @@ from eeg2speech.schema import Config
 STIMULUS_COLUMNS = ("stimulus_id", "audio", "sound", "path", "offset_s", "duration_s", "sfreq_hz", "text", "split")
 WINDOW_COLUMNS = ("study", "subject", "recording", "stimulus", "stimulus_id", "onset_s", "length_s", "text", "split")
 
-_HEARD_COLUMNS = ("subject", "recording", "audio", "offset_s", "onset_s", "duration_s", "text")
-_HEARD_COLUMNS += ("split", "sound", "path", "sfreq_hz")
+_HEARD_COLUMNS = ["subject", "recording", "audio", "offset_s", "onset_s", "duration_s", "text"]
+_HEARD_COLUMNS += ["split", "sound", "path", "sfreq_hz"]
 
 
 class WindowConfig(Config):
@@ -133,7 +133,7 @@ def cut(
         raise UserError(
             f"study {study}: not one window of {config.length_s:g} s could be cut; check its sounds and onsets"
         )
-    heard = pd.DataFrame(rows, columns=list(_HEARD_COLUMNS)).assign(study=study, length_s=config.length_s)
+    heard = pd.DataFrame(rows, columns=_HEARD_COLUMNS).assign(study=study, length_s=config.length_s)
     if not isolated and splits.guard and splits.by in ("stimulus", "time", "both"):
         near = _near_another_split(heard, cutter.gap_s, config.length_s, edge_s)
         dropped["too near to another split"] = int(near.sum())
