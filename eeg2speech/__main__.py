@@ -1,4 +1,4 @@
-"""`python -m eeg2speech train | studies | folder | ladder`."""
+"""`python -m eeg2speech train | studies | folder | ladder | import`."""
 
 from __future__ import annotations
 
@@ -43,6 +43,14 @@ def ladder(arguments: argparse.Namespace) -> None:
     print(publish(arguments.output, arguments.sentences, arguments.seed).round(3).to_string(index=False))
 
 
+def import_audioldm(arguments: argparse.Namespace) -> None:
+    from eeg2speech.importers.audioldm import convert
+
+    ema = arguments.weights == "average"
+    for fact, value in convert(arguments.source, arguments.to, ema=ema, head_dim=arguments.head_dim).items():
+        print(f"{fact}: {value}")
+
+
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m eeg2speech", description="Speech from EEG: train the models.")
     commands = root.add_subparsers(required=True, metavar="command")
@@ -61,6 +69,17 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="of speech and listener (default: %(default)s)")
     command.add_argument("--output", type=Path, default=Path("reports/published/ladder"), help="default: %(default)s")
     command.set_defaults(handler=ladder)
+    text = "write published weights as a folder from which a training starts (training.autoencoder.init)"
+    sources = commands.add_parser("import", help=text, description=text).add_subparsers(required=True, metavar="source")
+    text = "a checkpoint of AudioLDM or AudioLDM-training-finetuning, or a folder in diffusers' layout"
+    command = sources.add_parser("audioldm", help=text, description=text)
+    command.add_argument("source", type=Path, help="the .ckpt or the folder")
+    command.add_argument("--to", type=Path, required=True, help="the folder to write, which must not exist")
+    text = "which UNet: its moving average (default), where there is one, or the last step's"
+    command.add_argument("--weights", choices=("average", "last"), default="average", help=text)
+    text = "of the UNet's attention, which a checkpoint does not tell (default: 64 for AudioLDM-L, else 32)"
+    command.add_argument("--head-dim", type=int, help=text)
+    command.set_defaults(handler=import_audioldm)
     return root
 
 

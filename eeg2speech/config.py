@@ -74,12 +74,27 @@ def is_off(value: object) -> bool:
 
 
 class AutoencoderTraining(StageConfig):
+    steps: int = Field(ge=0, description="optimiser steps; 0: the weights of `init` as they are")
+    init: Path | None = Field(
+        default=None,
+        description="folder of published weights to start from (python -m eeg2speech import audioldm)",
+        exclude_if=is_off,
+    )
     kl_weight: float = Field(default=1e-4, ge=0)
     crop_frames: int = Field(default=96, gt=0, description="length of the random crops; a multiple of the downsampling")
     gradient_checkpointing: bool = Field(default=False, description=CHECKPOINTING, exclude_if=is_off)
 
+    @model_validator(mode="after")
+    def _has_weights(self) -> AutoencoderTraining:
+        if self.steps == 0 and self.init is None:
+            raise ValueError("steps 0 needs init, whose weights then stay as they are")
+        return self
+
 
 class DiffusionTraining(StageConfig):
+    init: Path | None = Field(
+        default=None, description="as training.autoencoder.init, which must then be given too", exclude_if=is_off
+    )
     audio_share: float = Field(default=0.25, ge=0, le=1, description="examples conditioned on the audio embedding")
     null_share: float = Field(default=0.1, ge=0, le=1, description="examples conditioned on the learned null")
     min_snr_gamma: float | None = Field(default=5.0, gt=0, description="null: every timestep weighs one")
@@ -130,6 +145,20 @@ class ExperimentConfig(Config):
     @classmethod
     def _follow_protocol(cls, values: Any) -> Any:
         return expanded(values) if isinstance(values, Mapping) else values
+
+    @model_validator(mode="after")
+    def _starts_from_what_fits(self) -> ExperimentConfig:
+        training, schedule = self.training, self.model.schedule
+        if training.diffusion is None or training.diffusion.init is None:
+            return self
+        if training.autoencoder is None or training.autoencoder.init is None:
+            raise ValueError("training.diffusion.init needs training.autoencoder.init, in whose latents it works")
+        if not isinstance(schedule, NoiseScheduleConfig) or schedule.prediction_type != "epsilon":
+            raise ValueError(
+                "training.diffusion.init: AudioLDM's UNet predicts the noise; set model.schedule to "
+                "{prediction_type: epsilon, zero_terminal_snr: false}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> ExperimentConfig:

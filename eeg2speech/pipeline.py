@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from torch import Tensor, nn
 
+from eeg2speech.audio import HOP_LENGTH
 from eeg2speech.models.autoencoder import decode
 from eeg2speech.models.denoiser import Denoiser
 from eeg2speech.models.layers import normalise_embedding
@@ -120,7 +121,8 @@ class EEG2SpeechPipeline(DiffusionPipeline):
         mel = log_mel[:, 0].float()
         iterative = isinstance(self.vocoder, GriffinLimVocoder)
         waveform = self.vocoder(mel, seeds) if iterative else self.vocoder(mel)
-        return waveform.clamp(-1.0, 1.0)
+        # AudioLDM's HiFi-GAN gives 32 samples more than its frames have.
+        return waveform[:, : mel.shape[1] * HOP_LENGTH].clamp(-1.0, 1.0)
 
 
 def rescale(guided: Tensor, cond: Tensor, phi: float) -> Tensor:

@@ -120,6 +120,8 @@ def train(
     loop.restore(resume_from)
     interrupted = False
     with deferred_signals() as received, loop.log, loop.bar(progress) as bar:
+        if config.steps == 0 and loop.is_main:  # weights that stay as they were given are validated all the same
+            loop.log.write(0, loop.validate(validation))
         while loop.step < config.steps and not interrupted:
             loop.advance(batch_at)
             bar.update()

@@ -22,6 +22,7 @@ from eeg2speech.runs import RunFolder, is_done, step
 from eeg2speech.training.checkpoint import load_weights
 from eeg2speech.training.loop import WEIGHTS, Stage, StageConfig, derived_seed
 from eeg2speech.training.loop import train as train_stage
+from eeg2speech.training.pretrained import fingerprint, start_autoencoder, start_denoiser
 from eeg2speech.training.stages import AutoencoderStage, ContrastiveStage, DiffusionStage, RegressionStage
 
 VALIDATION_WINDOWS = 128
@@ -160,8 +161,12 @@ class _Trainer:
         autoencoder = choice.build()
         if training.gradient_checkpointing:
             autoencoder.enable_gradient_checkpointing()
+        start: list[str] = []
+        if training.init is not None:
+            start_autoencoder(autoencoder, training.init)
+            start = fingerprint(training.init, "vae")
         stage = AutoencoderStage(autoencoder, training.kl_weight, training.crop_frames)
-        self.train(stage, training, choice.model_dump())
+        self.train(stage, training, choice.model_dump(), *start)
         return autoencoder.eval().requires_grad_(False)
 
     def diffusion(
@@ -180,6 +185,10 @@ class _Trainer:
         )
         if training.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
+        start: list[str] = []
+        if training.init is not None:
+            start_denoiser(denoiser, training.init)
+            start = fingerprint(training.init, "unet")
         stage = DiffusionStage(
             denoiser,
             eeg_encoder,
@@ -193,7 +202,7 @@ class _Trainer:
             audio_first=training.audio_first,
         )
         parts = (config.model.denoiser.model_dump(), config.model.schedule.model_dump())
-        self.train(stage, training, *parts, self.depends["contrastive"], self.depends["autoencoder"])
+        self.train(stage, training, *parts, self.depends["contrastive"], self.depends["autoencoder"], *start)
         pipeline = EEG2SpeechPipeline(
             eeg_encoder=eeg_encoder,
             denoiser=denoiser,
@@ -219,7 +228,8 @@ class _Trainer:
     def latents(self, autoencoder: AutoencoderKL, cached: bool) -> Tensor:
         """(n_stimuli, L, T / 4, 16): every stimulus encoded once, scaled by the training split's statistics.
 
-        Not `cached`, it is but as many training stimuli as those statistics need.
+        Not `cached`, it is but as many training stimuli as those statistics need. A published denoiser knows
+        latents at the scale that was published with its autoencoder.
         """
         features, training = self.data.features.features, _training_stimuli(self.data)
         rows = np.arange(len(features)) if cached else _spread(training, SCALE_STIMULI)
@@ -228,6 +238,9 @@ class _Trainer:
             log_mel = torch.from_numpy(np.array(features[rows[start : start + 32]])).transpose(1, 2).unsqueeze(1)
             encoded.append(autoencoder.encode(to_image(autoencoder, log_mel)).latent_dist.mode())
         latents = torch.cat(encoded)
+        diffusion = self.config.training.diffusion
+        if diffusion is not None and diffusion.init is not None:
+            return latents * autoencoder.config.scaling_factor
         fit_scale(autoencoder, latents[training] if cached else latents)
         mean, std = (torch.tensor(autoencoder.config[k]).view(1, -1, 1, 1) for k in ("latents_mean", "latents_std"))
         return (latents - mean) / std
