@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from eeg2speech import audio
 from eeg2speech.data.base import SpeechStudy
 from eeg2speech.data.brennan2019 import Brennan2019Study, Brennan2019StudyConfig
+from eeg2speech.data.broderick2019 import Broderick2019Study, Broderick2019StudyConfig
 from eeg2speech.data.folder import FolderStudy, FolderStudyConfig
 from eeg2speech.data.matrix import MatrixStudy, MatrixStudyConfig
 from eeg2speech.data.preprocessing import PreprocessingConfig
@@ -35,9 +36,10 @@ STUDIES: dict[str, type[SpeechStudy]] = {
     "matrix": MatrixStudy,
     "folder": FolderStudy,
     "brennan2019": Brennan2019Study,
+    "broderick2019": Broderick2019Study,
 }
 StudyConfig = Annotated[
-    MatrixStudyConfig | FolderStudyConfig | Brennan2019StudyConfig,
+    MatrixStudyConfig | FolderStudyConfig | Brennan2019StudyConfig | Broderick2019StudyConfig,
     Field(discriminator="name"),
 ]
 EEGEncoderConfig = Annotated[ClipConvConfig | AlignedConvConfig | LinearEncoderConfig, Field(discriminator="name")]

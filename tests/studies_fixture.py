@@ -202,3 +202,95 @@ def _cell(value: np.ndarray) -> np.ndarray:
     cell = np.empty((1, 1), dtype=object)
     cell[0, 0] = value
     return cell
+
+
+OLD_MAN = [
+    ["he", "was", "an", "old", "man", "who", "fished", "alone"],
+    ["in", "the", "first", "forty", "days", "a", "boy", "had", "been", "with", "him"],
+    ["it", "made", "the", "boy", "sad", "to", "see", "the", "old", "man", "come", "in"],
+    ["the", "sail", "was", "patched", "with", "flour", "sacks"],
+]
+
+
+class OldManFixture:
+    """The Old Man and the Sea in small: runs of 22 s whose words take 0.4 s each, 0.5 s between sentences."""
+
+    seconds = 22.0
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def words(self, number: int) -> list[tuple[str, float, float, int]]:
+        """(word, onset, offset, sentence); each run tells the sentences in another order."""
+        rows, time = [], 0.25 * number
+        for sentence in range(4):
+            for word in OLD_MAN[(sentence + number) % 4]:
+                rows.append((word, round(time, 3), round(time + 0.4, 3), sentence))
+                time += 0.4
+            time += 0.5
+        return rows
+
+    def write_stimuli(self, folder: Path, runs: Sequence[int]) -> None:
+        """wavs and TextGrids as in ds004408."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in runs:
+            sound = 0.1 * np.random.default_rng(number).standard_normal(round(self.seconds * 16_000))
+            soundfile.write(folder / f"audio{number:02d}.wav", np.stack([sound, sound], axis=1), 16_000)
+            rows, time = [], 0.0
+            for word, onset, offset, _ in self.words(number):
+                rows += [(time, onset, "sp")] * (onset > time) + [(onset, offset, word.upper())]
+                time = offset
+            write_textgrid(folder / f"audio{number:02d}.TextGrid", {"phone": [], "word": rows}, self.seconds)
+
+    def add_mat(self, subject: int, runs: Sequence[int], v73: bool = False) -> dict[int, np.ndarray]:
+        """Run -> (128, samples) in µV, as recorded; the mastoids are channels 0 and 1 plus 1 µV."""
+        eeg_folder = self.root / "Natural Speech" / "EEG" / f"Subject{subject}"
+        stimuli = self.root / "Natural Speech" / "Stimuli"
+        for folder in (eeg_folder, stimuli / "Envelopes", stimuli / "Text"):
+            folder.mkdir(parents=True, exist_ok=True)
+        written = {}
+        for number in runs:
+            rng = np.random.default_rng([subject, number])
+            eeg = rng.standard_normal((round((self.seconds + 0.5) * 128), 128)).astype(np.float32)
+            values = {"eegData": eeg, "mastoids": eeg[:, :2] + 1, "fs": np.array([[128.0]])}
+            path = eeg_folder / f"Subject{subject}_Run{number}.mat"
+            if v73:
+                write_v73(path, values)
+            else:
+                scipy.io.savemat(path, values)
+            written[number] = eeg.T
+            envelope = np.random.default_rng(number).random((round(self.seconds * 128), 1))
+            scipy.io.savemat(stimuli / "Envelopes" / f"audio{number}_128Hz.mat", {"env": envelope})
+            said = self.words(number)
+            ends = [rows[-1] for rows in ([w for w in said if w[3] == k] for k in range(4))]
+            text = {
+                "wordVec": np.array([[row[0]] for row in said], dtype=object),
+                "onset_time": np.array([[row[1]] for row in said]),
+                "offset_time": np.array([[row[2]] for row in said]),
+                "sentence_boundaries": np.array([[round(row[2], 2) for row in ends]]),
+            }
+            scipy.io.savemat(stimuli / "Text" / f"Run{number}.mat", text)
+        return written
+
+    def add_bids(self, subject: str, runs: Sequence[int], channels: Sequence[str]) -> dict[int, np.ndarray]:
+        """Run -> (128, samples) in µV."""
+        folder = self.root / subject / "eeg"
+        (self.root / "dataset_description.json").parent.mkdir(parents=True, exist_ok=True)
+        (self.root / "dataset_description.json").write_text('{"Name": "old man", "BIDSVersion": "1.7.0"}')
+        self.write_stimuli(self.root / "stimuli", runs)
+        written = {}
+        for number in runs:
+            rng = np.random.default_rng([int(subject[-3:]), number])
+            eeg = rng.standard_normal((len(channels), round((self.seconds + 1) * 512)))
+            pybv.write_brainvision(
+                data=eeg * 1e-6,
+                sfreq=512,
+                ch_names=list(channels),
+                fname_base=f"{subject}_task-listening_run-{number:02d}_eeg",
+                folder_out=folder,
+                events=np.zeros((0, 3), dtype=int),
+                unit="µV",
+                resolution=0.001,
+            )
+            written[number] = eeg
+        return written

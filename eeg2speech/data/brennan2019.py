@@ -22,9 +22,8 @@ from eeg2speech.data.base import SOUND_COLUMNS, EEGSource, Recording, SpeechStud
 from eeg2speech.data.brennan2019_onsets import N_SEGMENTS, SFREQ, Onsets, onsets_from_markers, onsets_from_proc
 from eeg2speech.data.matlab import open_fieldtrip
 from eeg2speech.data.matrix import layout
-from eeg2speech.data.sources import MneSource, RowsSource
+from eeg2speech.data.sources import MneSource, RowsSource, fingerprint
 from eeg2speech.errors import UserError
-from eeg2speech.files import digest
 from eeg2speech.schema import Config
 
 if TYPE_CHECKING:
@@ -143,7 +142,6 @@ class Brennan2019Study(SpeechStudy):
             sounds = self._sounds(onsets)
             if signals.audio is not None and self.config.verify_alignment:
                 require_aligned(alignment(signals.audio, SFREQ, sounds), str(signals.path))
-            state = signals.path.stat()
             yield Recording(
                 subject=subject,
                 recording=subject,
@@ -153,7 +151,7 @@ class Brennan2019Study(SpeechStudy):
                 eeg=signals.eeg,
                 sounds=sounds,
                 words=self._words(onsets),
-                fingerprint=digest([str(signals.path), state.st_size, state.st_mtime_ns]),
+                fingerprint=fingerprint(signals.path, signals.path.with_suffix(".eeg")),
             )
 
     def alignment(self, subject: str) -> pd.DataFrame | None:

@@ -32,6 +32,26 @@ def read_mat(path: Path, *names: str) -> dict[str, Any]:
     return values
 
 
+def mat_shape(path: Path, name: str) -> tuple[int, ...]:
+    """Shape of a variable as MATLAB sees it, without reading it. Raises UserError as `read_mat` does."""
+    import h5py
+    from scipy.io import whosmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        try:
+            shapes = {found: shape for found, shape, _ in whosmat(path)}
+        except NotImplementedError:  # v7.3: HDF5, with the axes reversed
+            with h5py.File(path, "r") as file:
+                shapes = {found: tuple(reversed(file[found].shape)) for found in file if hasattr(file[found], "shape")}
+    except (OSError, ValueError, TypeError, KeyError, EOFError, struct.error, zlib.error, MatReadError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{path}: no MATLAB file that can be read ({said}); download it again") from error
+    if name not in shapes:
+        raise UserError(f"{path}: holds no variable {name}; is it a file of this study?")
+    return tuple(shapes[name])
+
+
 def field(values: Any, path: Path, *keys: str) -> Any:
     """values[key][key]...; raises UserError naming the file and the field that is not there."""
     for depth, key in enumerate(keys):

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eeg2speech.data.base import EEGSource
+from eeg2speech.data.matlab import mat_shape, read_mat
 from eeg2speech.errors import UserError
+from eeg2speech.files import digest
 
 if TYPE_CHECKING:
     import mne
@@ -78,6 +81,69 @@ def npz_array(path: Path, array: str) -> np.ndarray:
         raise UserError(
             f"{path}: array {array!r} cannot be read ({error}); check the name in the study's config"
         ) from error
+
+
+@dataclass(frozen=True)
+class MatSource:
+    """An EEGSource over an array (n_samples, channels) of a MATLAB file; the array is read when first asked for."""
+
+    path: Path
+    array: str
+    factor: float
+    reference: str = ""
+    """An array (n_samples, n) of the same file, whose mean is subtracted."""
+
+    @cached_property
+    def _shape(self) -> tuple[int, int]:
+        """(n_samples, channels), from the file's header alone."""
+        shape = mat_shape(self.path, self.array)
+        if len(shape) != 2:
+            raise UserError(f"{self.path}: {self.array} has shape {shape}, not (samples, channels); get the file again")
+        return shape[0], shape[1]
+
+    @property
+    def n_channels(self) -> int:
+        return self._shape[1]
+
+    @property
+    def n_samples(self) -> int:
+        return self._shape[0]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        part = mat_array(self.path, self.array)[start:stop]
+        if self.reference:
+            part = part - mat_array(self.path, self.reference)[start:stop].mean(axis=1, keepdims=True)
+        return np.ascontiguousarray(part.T * np.float32(self.factor), dtype=np.float32)
+
+
+@lru_cache(maxsize=8)
+def mat_array(path: Path, array: str) -> np.ndarray:
+    """(rows, columns) float32. Raises UserError naming the file and the array."""
+    values = np.asarray(read_mat(path, array)[array])
+    if values.ndim not in (1, 2) or not np.issubdtype(values.dtype, np.number):
+        raise UserError(f"{path}: {array} is no matrix of numbers; get the file again")
+    return (values[:, None] if values.ndim == 1 else values).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class AverageReferenced:
+    """An EEGSource less the mean of its channels."""
+
+    source: EEGSource
+
+    @property
+    def n_samples(self) -> int:
+        return self.source.n_samples
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        part = self.source.read(start, stop)
+        return part - part.mean(axis=0, keepdims=True)
+
+
+def fingerprint(*paths: Path) -> str:
+    """Of where files are, how long and how old: what they hold is not read."""
+    states = [(str(path.resolve()), path.stat()) for path in paths if path.exists()]
+    return digest([(name, state.st_size, state.st_mtime_ns) for name, state in states])
 
 
 @dataclass(frozen=True)
