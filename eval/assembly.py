@@ -67,7 +67,7 @@ def _rows(scored: Scored, config: EvaluationConfig) -> Iterator[MetricResult]:
         ci = m["ci"]
         if m["per_example"] and ci is None and m["value"] is not None:
             ci = _interval(scored.examples, name, config)
-        yield MetricResult(**shared, value=m["value"], ci=ci, n=m["n"], reason=m["reason"])
+        yield MetricResult(**shared, value=m["value"], ci=ci, n=m["n"], reason=m["reason"], curve=m.get("curve", []))
         if not m["per_example"]:
             continue
         for subject, rows in scored.examples.groupby("subject", sort=True):

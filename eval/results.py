@@ -62,6 +62,7 @@ class MetricResult(Config):
     n: int = 0
     reason: str | None = Field(default=None, description="why value is None")
     signature: str = Field(default="", description="metric|embedder|weights hash|sample rate|normaliser|N|seed|version")
+    curve: list[tuple[int, float]] = Field(default=[], description="(N, value) of smaller sets, where N matters")
 
 
 class Comparison(Config):
@@ -105,6 +106,7 @@ class StageSummary(Config):
     parameters: int
     steps: int
     wall_s: float
+    energy_j: float | None = Field(default=None, description="of the machine meanwhile; None where it is not readable")
     curve: list[dict[str, float]] = Field(description="rows of the stage's metrics log: step and values")
 
 

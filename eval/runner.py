@@ -199,6 +199,7 @@ def _plain(m: Measurement) -> dict[str, Any]:
         "skipped": m.skipped,
         "reason": m.reason,
         "signature": m.signature,
+        "curve": m.curve,
     }
 
 

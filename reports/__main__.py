@@ -18,7 +18,8 @@ class MismatchError(Exception):
 def build(arguments: argparse.Namespace) -> None:
     from reports.build import build as render
 
-    print(render(arguments.runs, arguments.output))
+    embed, measured = arguments.sounds == "embedded", arguments.benchmarks
+    print(render(arguments.runs, arguments.output, embed=embed, benchmark_results=measured))
 
 
 def verify(arguments: argparse.Namespace) -> None:
@@ -45,6 +46,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER", help="a folder that holds results.json")
     where = "where index.html goes (default: %(default)s)"
     command.add_argument("--output", type=Path, default=Path("reports"), help=where)
+    how = "sounds inside the page, or as files beside its tables (default: %(default)s)"
+    command.add_argument("--sounds", choices=("embedded", "files"), default="embedded", help=how)
+    measured = "folder of `nox -s bench` results, shown as benchmarks.html where it holds any (default: %(default)s)"
+    command.add_argument("--benchmarks", type=Path, default=Path("benchmarks/results"), help=measured)
     command.set_defaults(handler=build)
     text = "re-compute stored values from the per-example table; exit code 1 where one differs"
     command = commands.add_parser("verify", help=text, description=text)

@@ -48,7 +48,7 @@ def _grid(table: Table) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Header and (role, cells) rows as plain text, shared by every export."""
     units = [f", {c.info.unit}" if c.info.unit else "" for c in table.columns]
     header = ["System", *(f"{c.title}{u} {c.arrow}" for c, u in zip(table.columns, units, strict=True))]
-    header.append("N: clips / stimuli / listeners")
+    header.append("N: clips / stimuli / listeners / seeds")
     rows = []
     for row in table.rows:
         texts = [c.text + c.mark + (f" [{c.interval}]" if c.interval else "") for c in row.cells]

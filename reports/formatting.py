@@ -95,6 +95,16 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def energy(joules: float | None) -> str:
+    """Watt hours, of which a stage on one machine takes between 1 and some thousands."""
+    return f"{joules / 3600:,.3g} Wh" if joules is not None and is_number(joules) else "not readable"
+
+
+def short(value: str) -> str:
+    """A hash as one reads it; a text that holds more keeps its words."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{4,52}\b", r"\1…", clean(value, 200))
+
+
 def flatten(value: object, prefix: str = "") -> list[tuple[str, str]]:
     """Nested plain data as (dotted key, text) pairs, in the order it is stored."""
     if isinstance(value, dict) and value:

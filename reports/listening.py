@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from eeg2speech import audio
 from eeg2speech.errors import UserError
 from eval.results import RunResult
 from reports.formatting import clean, is_number, quantity
@@ -24,7 +25,7 @@ SIDE_BY_SIDE = ("reference", "reconstruction", "oracle", "eeg", "regression", "s
 """Rows heard beside each other, where the run has them; the claim is always among them."""
 
 AUDIO_BUDGET_BYTES = 6_500_000
-"""Sound that a page may embed, before base64 adds a third: keeps the page under 10 MB."""
+"""Sound that a page may embed, as FLAC and before base64 adds a third: keeps the page under 10 MB."""
 
 DYNAMIC_RANGE = 7.0
 """Natural-log units below the loudest cell of an example at which a spectrogram is white: 61 dB."""
@@ -50,6 +51,7 @@ class Clip:
     hypothesis: str | None
     duration_s: float = 0.0
     audio: str = ""
+    """Where the sound is: a data URI, or an address relative to the page."""
     spectrogram: str = ""
     reason: str = ""
     """Why there is nothing to hear, where `audio` is empty."""
@@ -71,17 +73,44 @@ class Room:
     examples: tuple[Example, ...]
     reason: str = ""
     """Why the room is empty."""
+    files: tuple[tuple[str, bytes], ...] = ()
+    """(name, content) of the sounds, where the page does not hold them itself."""
 
 
-def build_room(folder: Path, run: RunResult, examples: pd.DataFrame) -> Room:
-    """Picks the examples and reads their sounds from the run folder."""
+class Sounds:
+    """Sounds on their way into the page as data URIs, or with an `address` into files of that folder."""
+
+    def __init__(self, address: str | None = None) -> None:
+        self.address, self.left = address, AUDIO_BUDGET_BYTES
+        self.files: dict[str, bytes] = {}
+
+    def add(self, waveform: np.ndarray) -> str:
+        """(N,) at 16 kHz as 16-bit FLAC, which loses nothing: its address, empty where the page would grow too big."""
+        import soundfile
+
+        buffer = io.BytesIO()
+        soundfile.write(buffer, np.clip(waveform, -1, 1), audio.SAMPLE_RATE, subtype="PCM_16", format="FLAC")
+        content = buffer.getvalue()
+        if self.address is not None:
+            name = f"{hashlib.sha256(content).hexdigest()[:16]}.flac"
+            self.files[name] = content
+            return self.address + name
+        if len(content) > self.left:
+            return ""
+        self.left -= len(content)
+        return "data:audio/flac;base64," + base64.b64encode(content).decode()
+
+
+def build_room(folder: Path, run: RunResult, examples: pd.DataFrame, address: str | None = None) -> Room:
+    """Picks the examples and reads their sounds from the run folder; `address` as in `Sounds`."""
     if examples.empty or "wav" not in examples or examples["wav"].isna().all():
         return Room("", (), f"not run: {_silence_reason(run)}")
     claim = claim_of(run)
     chosen, rule = choose(run, examples[examples.system == claim])
-    budget = [AUDIO_BUDGET_BYTES]
-    room = [_example(folder, run, examples, rank, row, budget) for rank, row in chosen]
-    return Room(rule, tuple(room), "" if room else f"not run: the run has no examples of {clean(claim, 40)}")
+    sounds = Sounds(address)
+    room = [_example(folder, run, examples, rank, row, sounds) for rank, row in chosen]
+    reason = "" if room else f"not run: the run has no examples of {clean(claim, 40)}"
+    return Room(rule, tuple(room), reason, tuple(sounds.files.items()))
 
 
 def _silence_reason(run: RunResult) -> str:
@@ -141,7 +170,7 @@ def _draw(seed: int, row: pd.Series) -> str:
 
 
 def _example(
-    folder: Path, run: RunResult, examples: pd.DataFrame, rank: str, row: pd.Series, budget: list[int]
+    folder: Path, run: RunResult, examples: pd.DataFrame, rank: str, row: pd.Series, sounds: Sounds
 ) -> Example:
     same = examples[(examples.study == row.study) & (examples.stimulus_id == row.stimulus_id)]
     same = same[same.subject.isin([row.subject, ""]) | same.subject.isna()]
@@ -153,17 +182,20 @@ def _example(
         rows = same[same.system == name]
         seeded = rows[rows.sampling_seed == row.sampling_seed]
         picked.append((seeded if len(seeded) else rows).iloc[0])
-    sounds = [_sound(folder, r.get("wav"), budget) for r in picked]
-    loud = [mel for _, mel, _ in sounds if mel is not None]
+    heard = [_sound(folder, r.get("wav")) for r in picked]
+    loud = [mel for _, mel, _ in heard if mel is not None]
     top = max((float(mel.max()) for mel in loud), default=0.0)
     clips = []
-    for name, r, (waveform, mel, reason) in zip(names, picked, sounds, strict=True):
+    for name, r, (waveform, mel, reason) in zip(names, picked, heard, strict=True):
         reference, hypothesis = _text(r.get("reference")), _text(r.get("hypothesis"))
         diff = align(reference, hypothesis) if reference is not None and hypothesis is not None else ()
         clip = Clip(clean(name, 60), role.get(name, ""), _score_text(run, r), diff, hypothesis, reason=reason)
         if waveform is not None and mel is not None:
-            sound, picture = _wav_uri(waveform), _png_uri(mel, top)
-            clip = replace(clip, duration_s=len(waveform) / 16_000, audio=sound, spectrogram=picture)
+            sound, length_s = sounds.add(waveform), len(waveform) / audio.SAMPLE_RATE
+            clip = replace(clip, duration_s=length_s, audio=sound, spectrogram=_png_uri(mel, top))
+            if not sound:
+                left_out = f"left out to keep the page small; the sound is {clean(r.wav, 120)} in the run folder"
+                clip = replace(clip, reason=left_out)
         clips.append(clip)
     clips.sort(key=lambda c: list(ROLES).index(c.role) if c.role in ROLES else len(ROLES))
     return Example(rank, clean(row.subject, 60), clean(row.stimulus_id, 120), _text(row.get("reference")), tuple(clips))
@@ -180,7 +212,7 @@ def _score_text(run: RunResult, row: pd.Series) -> str:
     return f"{clean(column.info.label, 40)} {quantity(float(score.iloc[0]), column.info.unit)}"
 
 
-def _sound(folder: Path, wav: Any, budget: list[int]) -> tuple[np.ndarray | None, np.ndarray | None, str]:
+def _sound(folder: Path, wav: Any) -> tuple[np.ndarray | None, np.ndarray | None, str]:
     """(waveform, log-mel (T, 64), reason); the first two are None where there is nothing to hear."""
     if not isinstance(wav, str) or not wav:
         return None, None, "no sound was stored"
@@ -190,28 +222,14 @@ def _sound(folder: Path, wav: Any, budget: list[int]) -> tuple[np.ndarray | None
         return None, None, f"{clean(wav, 120)} lies outside the run folder and was not read"
     import torch
 
-    from eeg2speech import audio
-
     try:
         waveform = audio.load(path)
     except UserError:
         return None, None, f"{clean(wav, 120)} is missing or cannot be read"
     if len(waveform) < audio.N_FFT:
         return None, None, f"{clean(wav, 120)} is shorter than {1000 * audio.N_FFT / audio.SAMPLE_RATE:.0f} ms"
-    if (budget[0] - 2 * len(waveform)) < 0:
-        return None, None, f"left out to keep the page small; the sound is {clean(wav, 120)} in the run folder"
-    budget[0] -= 2 * len(waveform)
     mel = audio.log_mel(torch.from_numpy(waveform)[None])[0, 0].numpy()
     return waveform, mel, ""
-
-
-def _wav_uri(waveform: np.ndarray) -> str:
-    """(N,) at 16 kHz as a data URI of 16-bit PCM."""
-    import soundfile
-
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(waveform, -1, 1), 16_000, subtype="PCM_16", format="WAV")
-    return "data:audio/wav;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _png_uri(mel: np.ndarray, top: float) -> str:

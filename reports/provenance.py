@@ -126,3 +126,21 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str
     a, b = dict(flatten(first)), dict(flatten(second))
     keys = [*a, *(key for key in b if key not in a)]
     return [(key, a.get(key, "absent"), b.get(key, "absent")) for key in keys if a.get(key) != b.get(key)]
+
+
+def command_of(run: RunResult) -> str:
+    """What made the run, as it would be typed; empty where it was not recorded."""
+    found = run.provenance.get("command") or run.provenance.get("commands") or ""
+    return "; ".join(map(str, found)) if isinstance(found, list) else str(found)
+
+
+def inputs(run: RunResult) -> list[tuple[str, str]]:
+    """(what, hash) of everything that a number of this run came from."""
+    git = run.environment.get("git")
+    code = [("code", str(git["sha"]))] if isinstance(git, dict) and git.get("sha") else []
+    named = [("configuration and code version", run.signature), *code]
+    return named + [(key.replace("_", " "), text) for key, text in flatten(run.provenance) if _is_input(key, text)]
+
+
+def _is_input(key: str, text: str) -> bool:
+    return HASH.search(text) is not None and not key.startswith("default_config")

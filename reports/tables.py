@@ -216,6 +216,7 @@ def build_table(run: RunResult) -> Table:
     best = {column.key: _best(run, column) for column in cols}
     letters: dict[str, str] = {}
     rows = []
+    seeds = len(set(run.training_seeds))
     order = list(ROLES)
     systems = sorted(run.systems, key=lambda s: order.index(s.role) if s.role in order else len(order))
     for i, system in enumerate(systems):
@@ -241,7 +242,7 @@ def build_table(run: RunResult) -> Table:
                     best=best[column.key] == system.name,
                 )
             )
-        size = f"{system.n_examples:,} / {system.n_stimuli:,} / {system.n_subjects or '–'}"
+        size = f"{system.n_examples:,} / {system.n_stimuli:,} / {system.n_subjects or '–'} / {seeds}"
         rows.append(Row(system.name, system.role, system.description, size, tuple(cells)))
     notes = tuple((letter, reason) for reason, letter in letters.items())
     return Table(tuple(cols), tuple(rows), notes, _legend(rows))
@@ -256,7 +257,7 @@ def _legend(rows: Sequence[Row]) -> tuple[str, ...]:
     marks = {cell.mark for row in rows for cell in row.cells}
     text = [
         "Mean over all examples, 95 % confidence interval beneath (bootstrap clustered on stimulus). "
-        "Arrows give the better direction. N: clips / stimuli / listeners; "
+        "Arrows give the better direction. N: clips / stimuli / listeners / training seeds; "
         "a row that hears no EEG is run once per stimulus."
     ]
     if marks & {"*", "**", "***"}:

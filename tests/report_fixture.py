@@ -198,7 +198,11 @@ def _results(fake: Fake, frame: pd.DataFrame, rng: np.random.Generator) -> list[
                     value = scale * (0.02 + p_error**2) if fake.has_audio else None
                     ci = (0.85 * value, 1.2 * value) if value is not None else None
                     reason = None if fake.has_audio else silent
-                    rows.append(MetricResult(**common, **extra, value=value, ci=ci, n=len(mine), reason=reason))
+                    sizes = (len(mine) // 4, len(mine) // 2, 3 * len(mine) // 4, len(mine))
+                    curve = [(n, value * (1 + 4 / n)) for n in sizes] if value is not None else []
+                    rows.append(
+                        MetricResult(**common, **extra, value=value, ci=ci, n=len(mine), reason=reason, curve=curve)
+                    )
                 continue
             reason = None
             if info.name == "estoi" and fake.has_audio:

@@ -18,6 +18,7 @@ from eeg2speech.errors import UserError
 from eeg2speech.evaluation import EmbedderOptions
 from eval.metrics import frechet, frechet_package
 from eval.metrics.base import SystemOutput, TestSet
+from eval.metrics.embedded_sets import ListenerSet
 from eval.metrics.embedders import Embedder, Resemblyzer, speaker_mel
 from eval.metrics.frechet import (
     FAD,
@@ -307,3 +308,19 @@ def test_yamnet_knows_noise_and_a_sine_and_ranks_degradation() -> None:
     clean, mild, heavy = (e.reshape(-1, 1024) for e in embedded)
     assert frechet_distance_of_samples(clean, mild) < frechet_distance_of_samples(clean, heavy)
     assert np.allclose(YAMNet(YAMNET, 8).embed(clips), embedded[0], atol=1e-4)
+
+
+def test_fad_of_smaller_sets_is_as_large_as_theirs(scorers: Scorers) -> None:
+    """Against fresh samples of each size, taken with scipy's root: the same bias, which falls as N grows."""
+    rng = np.random.default_rng(0)
+    n, d = 400, 6
+    sets = [
+        ListenerSet(np.arange(n), rng.normal(size=(n, 1, d)), rng.normal(size=(n, 1, d))) for _ in range(6)
+    ]  # six listeners of noise
+    curve = FAD(scorers, "whisper").curve(sets)
+    assert [size for size, _ in curve] == [100, 200, 300]
+    for size, value in curve:
+        fresh = [by_sqrtm(rng.normal(size=(size, d)), rng.normal(size=(size, d))) for _ in range(60)]
+        assert value == pytest.approx(np.mean(fresh), rel=0.25)
+    few = [ListenerSet(np.arange(2), rng.normal(size=(2, 1, d)), rng.normal(size=(2, 1, d)))]
+    assert FAD(scorers, "whisper").curve(few) == []

@@ -393,7 +393,7 @@ def test_sounds_are_left_out_when_the_page_grows_too_large(
     monkeypatch.setattr(listening, "AUDIO_BUDGET_BYTES", 50_000)
     room = listening.build_room(folder, run, load_examples(folder))
     clips = [clip for example in room.examples for clip in example.clips]
-    held = sum(len(base64.b64decode(clip.audio.partition(",")[2])) - 44 for clip in clips)
+    held = sum(len(base64.b64decode(clip.audio.partition(",")[2])) for clip in clips)
     assert 0 < held <= 50_000
     assert any("left out" in clip.reason for clip in clips)
 
@@ -479,7 +479,7 @@ def test_several_runs_are_rows_and_never_averaged(folder: Path, silent: Path, tm
     assert not reader.stack
     assert "never averaged" in reader.words
     links = [a["href"] for t, a in reader.elements if t == "a" and (a.get("href") or "").startswith("runs/")]
-    assert links == ["runs/matrix_fake/index.html", "runs/silent/index.html"]
+    assert list(dict.fromkeys(links)) == ["runs/matrix_fake/index.html", "runs/silent/index.html"]
     for link in links:
         own = Reader((tmp_path / str(link)).read_text(encoding="utf-8"))
         relative = [a.get("href") or "" for _, a in own.elements]
@@ -546,4 +546,4 @@ def test_five_thousand_examples_render_in_time(folder: Path, run: RunResult, tmp
     page = build([tmp_path], tmp_path / "out")
     assert time.perf_counter() - start < 30
     assert page.stat().st_size < 10_000_000
-    assert "data:audio/wav" in page.read_text(encoding="utf-8")
+    assert "data:audio/flac" in page.read_text(encoding="utf-8")

@@ -70,6 +70,8 @@ class Measurement:
     numerator: np.ndarray | None = None
     """(n,) float64, aligned with the output's rows; NaN where the example was not run."""
     denominator: np.ndarray | None = None
+    curve: tuple[tuple[int, float], ...] = ()
+    """(N, value) of smaller sets drawn from the same clips, of a metric that depends on N."""
     columns: dict[str, np.ndarray] = field(default_factory=dict)
     """Further values per example for figures, each (n,)."""
     skipped: dict[str, int] = field(default_factory=dict)

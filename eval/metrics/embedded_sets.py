@@ -72,12 +72,15 @@ class SetMetric(Metric):
         ci: tuple[float, float] | None = None,
         reason: str | None = None,
         by: str = "",
+        curve: tuple[tuple[int, float], ...] = (),
     ) -> Measurement:
         """`n` is the clips of one listener; `by` says whose arithmetic."""
         name = f"{self.embedder}({by})" if by else self.embedder
         weights = self.scorers.embedder(self.embedder).weights
         signature = self.signature(n, name, weights, seed=self.seed)
-        return Measurement(self.describe(test), value, self.embedder, ci, n, reason=reason, signature=signature)
+        return Measurement(
+            self.describe(test), value, self.embedder, ci, n, curve=curve, reason=reason, signature=signature
+        )
 
 
 def flat(embeddings: np.ndarray) -> np.ndarray:

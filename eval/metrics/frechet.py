@@ -8,6 +8,7 @@ listener, at equal N in every row, and averaged over listeners.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torchmetrics import Metric as TorchMetric
 
 from eval.metrics import frechet_package
 from eval.metrics.base import Measurement, SystemOutput, TestSet
-from eval.metrics.embedded_sets import SetMetric, flat
+from eval.metrics.embedded_sets import ListenerSet, SetMetric, flat
 from eval.results import MetricInfo
 
 logger = logging.getLogger(__name__)
@@ -124,6 +125,8 @@ def accumulated(x: np.ndarray, y: np.ndarray) -> tuple[float, str]:
 class FAD(SetMetric):
     """The distance between generated and true clips, averaged over listeners."""
 
+    SHARES, DRAWS = (0.25, 0.5, 0.75), 4
+
     info = MetricInfo(
         name="fad",
         label="FAD",
@@ -137,12 +140,26 @@ class FAD(SetMetric):
 
     def compute(self, test: TestSet, output: SystemOutput) -> Measurement:
         sets = self.sets(test, output)
-        if min(len(s.stimulus) for s in sets) < 2:
-            return self.result(test, None, len(sets[0].stimulus), reason="fewer than two clips of one listener")
+        n = min(len(s.stimulus) for s in sets)
+        if n < 2:
+            return self.result(test, None, n, reason="fewer than two clips of one listener")
         values = [accumulated(flat(s.true), flat(s.generated)) for s in sets]
         by = values[0][1] if frechet_package.available() else f"own; to use the package: {frechet_package.HOW_TO_ADD}"
         ci = self.interval(sets, lambda s: frechet_distance_of_samples(flat(s.true), flat(s.generated)))
-        return self.result(test, float(np.mean([v for v, _ in values])), len(sets[0].stimulus), ci, by=by)
+        value = float(np.mean([v for v, _ in values]))
+        return self.result(test, value, n, ci, by=by, curve=(*self.curve(sets), (n, value)))
+
+    def curve(self, sets: Sequence[ListenerSet]) -> list[tuple[int, float]]:
+        """The distance at a quarter, a half and three quarters of N: mean over draws without replacement, each of the
+        same clips from truth and system, and over listeners. Sizes below two clips are left out."""
+        least = min(len(s.stimulus) for s in sets)
+        rng = np.random.default_rng(self.seed)
+        found = []
+        for n in sorted({round(share * least) for share in self.SHARES} - {0, 1, least}):
+            draws = [(s, rng.choice(len(s.stimulus), n, replace=False)) for s in sets for _ in range(self.DRAWS)]
+            values = [frechet_distance_of_samples(flat(s.true[rows]), flat(s.generated[rows])) for s, rows in draws]
+            found.append((n, float(np.mean(values))))
+        return found
 
 
 class SplitHalfFAD(SetMetric):

@@ -1,0 +1,110 @@
+"""How a number depends on the size of the set it was taken from: retrieval on candidates, FAD on clips."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from eval.results import RunResult
+from reports.figures import MARKERS, Picture
+from reports.formatting import clean, is_number, label
+from reports.svg import PALETTE, figure, inline, style
+from reports.tables import claim_of
+
+DASHES: dict[str, Any] = {"claim": "-", "rival": (0, (4, 2)), "ceiling": (0, (1, 1.5)), "floor": (0, (6, 2, 1, 2))}
+"""Roles differ in their dash as well as in their colour."""
+
+
+def candidates(run: RunResult) -> int | None:
+    """Size of the candidate set, from the exact chance of a top-k rate, k over candidates."""
+    for info in run.metrics:
+        k = info.name.removeprefix("top")
+        if info.name.startswith("top") and k.isdecimal() and info.chance is not None and is_number(info.chance):
+            return round(int(k) / info.chance) if 0 < info.chance < 1 else None
+    return None
+
+
+def accuracy_among(rank: np.ndarray, n_candidates: int, size: int, k: int = 1) -> float:
+    """Top-k rate if each true candidate stood among `size` candidates, the others drawn from those there were.
+
+    Exact: of the rank - 1 better ones fewer than k are among the size - 1 drawn (hypergeometric).
+    """
+    from scipy.stats import hypergeom
+
+    better = np.clip(np.ceil(rank - 1).astype(int), 0, n_candidates - 1)
+    return float(hypergeom.cdf(k - 1, n_candidates - 1, better, size - 1).mean())
+
+
+def candidate_curve(run: RunResult, examples: pd.DataFrame) -> Picture | None:
+    """Top-1 against the number of candidates: what makes rates of different test sets comparable."""
+    n = candidates(run)
+    if n is None or n < 3 or "rank" not in examples:
+        return None
+    ranks = pd.to_numeric(examples["rank"], errors="coerce")
+    known = {s.name: ranks[examples.system == s.name].dropna().to_numpy() for s in run.systems}
+    shown = [s for s in run.systems if len(known[s.name])]
+    if claim_of(run) not in [s.name for s in shown]:
+        return None
+    sizes = np.unique(np.geomspace(2, n, 24).round().astype(int))
+    with style():
+        fig = figure(520, 300)
+        axes = fig.subplots()
+        for system in shown:
+            colour = PALETTE.get(system.role, PALETTE["ink"])
+            rates = [100 * accuracy_among(known[system.name], n, int(size)) for size in sizes]
+            width = 2 if system.role == "claim" else 1.3
+            axes.plot(sizes, rates, color=colour, ls=DASHES.get(system.role, "-"), lw=width, label=label(system.name))
+        axes.plot(sizes, 100 / sizes, color=PALETTE["muted"], lw=1, ls=(0, (2, 2)), label="chance")
+        axes.set_xscale("log")
+        ticks = [int(t) for t in (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if t < 0.8 * n] + [n]
+        axes.set_xticks(ticks, [f"{t:,}" for t in ticks])
+        axes.minorticks_off()
+        axes.set(xlabel="candidates", ylabel="top-1 (%), higher is better", ylim=(0, None))
+        fig.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+        caption = (
+            f"Top-1 expected among fewer candidates, drawn from the {n:,} of this test set (exact, hypergeometric). "
+            "A rate means little without its number of candidates."
+        )
+        return Picture("Candidates", inline(fig, "candidates", caption), caption)
+
+
+def set_size_curves(run: RunResult) -> list[Picture]:
+    """A distance of sets against N, for each embedder under which it was taken at several sizes."""
+    found = []
+    keys = dict.fromkeys((r.metric, r.embedder) for r in run.results if len(r.curve) > 1)
+    for index, (metric, embedder) in enumerate(keys):
+        rows = [r for r in run.results if (r.metric, r.embedder, r.subject) == (metric, embedder, None)]
+        curves = {r.system: [(n, v) for n, v in r.curve if is_number(v)] for r in rows}
+        found.append(_set_size_curve(run, metric, embedder, curves, f"sizes{index}"))
+    return found
+
+
+def _set_size_curve(
+    run: RunResult, metric: str, embedder: str | None, curves: dict[str, list[tuple[int, float]]], name: str
+) -> Picture:
+    info = next(m for m in run.metrics if m.name == metric)
+    title = f"{clean(info.label, 40)} against N" + (f" ({clean(embedder, 40)})" if embedder else "")
+    with style():
+        fig = figure(520, 300)
+        axes = fig.subplots()
+        for system in run.systems:
+            points = curves.get(system.name, [])
+            if len(points) < 2 or not any(value for _, value in points):
+                continue  # the truth against itself is zero at every size
+            look: dict[str, Any] = {
+                "color": PALETTE.get(system.role, PALETTE["ink"]),
+                "ls": DASHES.get(system.role, "-"),
+            }
+            marker, width = MARKERS.get(system.role, "D"), 2 if system.role == "claim" else 1.3
+            axes.plot(
+                *zip(*points, strict=True), marker, **look, lw=width, ms=4.5, mec="none", label=label(system.name)
+            )
+        axes.set(xlabel="clips of one listener", ylabel=label(info.label, 30), ylim=(0, None))
+        fig.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+        caption = (
+            f"{title}: mean over sets of N clips drawn without replacement. It is biased upward, the more the fewer "
+            "clips: only values at the same N may be compared, and a curve that still falls has not arrived."
+        )
+        return Picture(title, inline(fig, name, caption), caption)
