@@ -171,6 +171,19 @@ def test_a_number_opens_what_stands_behind_it_and_sorts(browser: object, pages: 
     opened.check()
 
 
+@pytest.mark.parametrize("name", ["fake", "compare", "benchmarks"])
+def test_prints_on_paper(browser: object, pages: dict[str, Path], name: str) -> None:
+    page = Opened(browser, pages[name], width=680).page  # A4 less its margins, in CSS pixels
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 680
+    for hidden in ("nav", ".transport", "audio", ".exports", "dialog"):
+        assert not any(element.is_visible() for element in page.locator(hidden).all())
+    paper = page.pdf(format="A4", print_background=True)
+    assert paper.startswith(b"%PDF")
+    assert len(paper) > 20_000
+    page.close()
+
+
 def test_players_work_without_script(browser: object, pages: dict[str, Path]) -> None:
     context = browser.new_context(java_script_enabled=False)  # type: ignore[attr-defined]
     page = context.new_page()
