@@ -21,12 +21,8 @@ _ALIKE = ("attention_head_dim", "norm_num_groups", "norm_eps", "flip_sin_to_cos"
 
 def load_part(folder: Path, part: str) -> Any:
     """A module of a diffusers pipeline in eval mode. Raises UserError where it is absent or does not fit its config."""
+    require_part(folder, part)
     path = folder / part
-    if not (path / "config.json").is_file():
-        raise UserError(
-            f"{path} holds no config.json: name a folder that `python -m eeg2speech import audioldm` wrote, "
-            "or one in diffusers' layout"
-        )
     try:
         module, info = _class_of(part).from_pretrained(path, output_loading_info=True, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
@@ -37,6 +33,16 @@ def load_part(folder: Path, part: str) -> Any:
         if found:
             raise UserError(f"{path}: {len(found)} tensors are {fault}, {sorted(found)[0]} among them")
     return module.eval()
+
+
+def require_part(folder: Path, part: str) -> None:
+    """Raises UserError where `folder` is none in diffusers' layout that holds this part."""
+    path = folder / part
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"{path} holds no config.json: name a folder that `python -m eeg2speech import audioldm` wrote, "
+            "or one in diffusers' layout"
+        )
 
 
 def _class_of(part: str) -> Any:

@@ -22,7 +22,7 @@ from eeg2speech.runs import RunFolder, is_done, step
 from eeg2speech.training.checkpoint import load_weights
 from eeg2speech.training.loop import WEIGHTS, Stage, StageConfig, derived_seed
 from eeg2speech.training.loop import train as train_stage
-from eeg2speech.training.pretrained import fingerprint, start_autoencoder, start_denoiser
+from eeg2speech.training.pretrained import fingerprint, require_part, start_autoencoder, start_denoiser
 from eeg2speech.training.stages import AutoencoderStage, ContrastiveStage, DiffusionStage, RegressionStage
 
 VALIDATION_WINDOWS = 128
@@ -60,8 +60,13 @@ def prepare_data(config: ExperimentConfig, folder: RunFolder) -> StudyData:
 def train(config: ExperimentConfig, folder: RunFolder) -> Trained:
     """Trains what is not trained yet, saves the pipeline, and returns everything in eval mode.
 
-    A stage that is done for this configuration is loaded; an interrupted one continues.
+    A stage that is done for this configuration is loaded; an interrupted one continues. Published
+    weights that the configuration names are looked for first: to miss them later would cost hours.
     """
+    for part, stage in (("vae", config.training.autoencoder), ("unet", config.training.diffusion)):
+        if stage is not None and stage.init is not None:
+            require_part(stage.init, part)
+    config.model.vocoder.build()
     with folder.lock():
         write_atomically(folder.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         data = prepare_data(config, folder)
