@@ -50,7 +50,7 @@ def test_spatial_attention_is_the_papers_sum() -> None:
     for b in range(2):
         for j in range(3):
             score = np.zeros(7)
-            for c, (x, y) in enumerate((positions[b].double().numpy() + 0.1) / 1.2):
+            for c, (x, y) in enumerate((positions[b].double().numpy() + 0.2) / 1.4):
                 for k in range(3):
                     for m in range(3):
                         angle = 2 * math.pi * (k * x + m * y)

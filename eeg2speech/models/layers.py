@@ -18,7 +18,7 @@ class SpatialAttention(nn.Module):
     """
 
     MARGIN = 0.2
-    """Half of it is kept free on each side of the unit square, so that the periodic basis does not wrap."""
+    """Kept free on each side of the unit square, so that the periodic basis does not wrap: brainmagick's."""
 
     def __init__(self, virtual_channels: int, fourier_size: int, dropout_radius: float) -> None:
         super().__init__()
@@ -27,9 +27,9 @@ class SpatialAttention(nn.Module):
         self.dropout_radius = dropout_radius
 
     def basis(self, positions: Tensor) -> Tensor:
-        """(..., 2) -> (..., fourier_size): cosines then sines of 2 pi (k x + l y) / (1 + margin)."""
+        """(..., 2) -> (..., fourier_size): cosines then sines of 2 pi (k x + l y), x and y within the margin."""
         frequency = torch.arange(self.n_frequencies, device=positions.device, dtype=positions.dtype)
-        angle = 2 * math.pi * (positions + self.MARGIN / 2) / (1 + self.MARGIN)
+        angle = 2 * math.pi * (positions + self.MARGIN) / (1 + 2 * self.MARGIN)
         phase = angle[..., :1, None] * frequency[:, None] + angle[..., 1:, None] * frequency
         phase = phase.flatten(-2)
         return torch.cat([phase.cos(), phase.sin()], dim=-1)
