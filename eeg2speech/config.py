@@ -132,7 +132,9 @@ class ExperimentConfig(Config):
     name: str = Field(default="", description="set by `load`: names the run folder")
     seed: int = Field(default=0, description="the training seed: initial weights, batches, noise")
     protocol: Literal["brainmagick"] | None = Field(
-        default=None, description="fills in what a published protocol fixes of preprocessing, windows and splits"
+        default=None,
+        description="fills in what a published protocol fixes of preprocessing, windows and splits",
+        exclude_if=is_off,
     )
     study: StudyConfig
     preprocessing: PreprocessingConfig = PreprocessingConfig()

@@ -11,3 +11,8 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+def is_unset(value: object) -> bool:
+    """For `exclude_if` of a field that came later: runs from before keep their hashes."""
+    return value is None

@@ -124,11 +124,16 @@ def test_windows_have_361_samples_before_the_shift_and_343_after() -> None:
 
 
 def test_the_protocol_survives_its_own_yaml_and_fills_nothing_else() -> None:
-    again = ExperimentConfig.model_validate(yaml.safe_load(yaml.safe_dump(CONFIG.model_dump(mode="json"))))
-    assert again == CONFIG
+    guarded = ExperimentConfig.model_validate({**VALUES, "splits": {"guard": True, "strict": True}})
+    for config in (CONFIG, guarded):
+        again = ExperimentConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
+        assert again == config
     plain = ExperimentConfig.model_validate({k: v for k, v in VALUES.items() if k != "protocol"})
-    assert (plain.windows.placement, plain.windows.length_s, plain.splits.seed) == ("blocks", 3.0, 0)
+    assert (plain.windows.placement, plain.windows.length_s, plain.splits.seed) == (None, 3.0, 0)
     assert plain.preprocessing.baseline == (60, 60)
+    dumped = plain.model_dump(mode="json")  # what hashes are made of: as it was before there were protocols
+    later = {"protocol", "placement", "guard", "baseline_from_s"}
+    assert not later & {*dumped, *dumped["preprocessing"], *dumped["windows"], *dumped["splits"]}
 
 
 @pytest.mark.parametrize(
@@ -265,12 +270,12 @@ def test_guards_keep_the_test_windows_and_pass_the_audit(tmp_path: Path) -> None
 # Unseen listeners
 
 
-@pytest.mark.parametrize("placement", ["brainmagick", "blocks"])
-def test_unseen_both_is_other_listeners_and_other_speech(tmp_path: Path, placement: str) -> None:
+@pytest.mark.parametrize("placement", ["brainmagick", None])
+def test_unseen_both_is_other_listeners_and_other_speech(tmp_path: Path, placement: str | None) -> None:
     table, durations_s = story_table(), [40.0, 39.5, 41.0, 39.0]
     listeners = [told(table, durations_s, tmp_path, f"S{n:02d}", gap_s=0.1 * n) for n in range(1, 9)]
     windows = CONFIG.windows.model_copy(update={"placement": placement})
-    splits = SplitConfig(by="both", seed=12, valid=0.2, test=0.3)
+    splits = SplitConfig(by="both", seed=12, valid=0.2, test=0.3, guard=True)
     data = StudyData.prepare(
         ListedStudy(listeners), tmp_path, CONFIG.preprocessing, windows, splits, tmp_path / "cache"
     )
@@ -282,7 +287,9 @@ def test_unseen_both_is_other_listeners_and_other_speech(tmp_path: Path, placeme
     assert all(f.passed for f in data.audit)
     assert data.dropped["blocks of another split than their listener"] > 0
     assert (data.batch(data.indices("test")[:2]).subject == -1).all()
-    everybody = cut("story", listeners, False, windows, SplitConfig(seed=12, valid=0.2, test=0.3), CONFIG.preprocessing)
+    everybody = cut(
+        "story", listeners, False, windows, SplitConfig(seed=12, valid=0.2, test=0.3, guard=True), CONFIG.preprocessing
+    )
     assert set(by_split["test"]["stimulus_id"]) == set(
         everybody.stimuli[everybody.stimuli["split"] == "test"]["stimulus_id"]
     )

@@ -24,7 +24,7 @@ from torch import Tensor
 from eeg2speech.data.base import EEGSource, Recording
 from eeg2speech.errors import UserError
 from eeg2speech.files import atomic_path, digest, new_array, write_atomically
-from eeg2speech.schema import Config
+from eeg2speech.schema import Config, is_unset
 
 VERSION = 1
 """Raised whenever the same recording and configuration would give other numbers."""
@@ -44,7 +44,10 @@ class PreprocessingConfig(Config):
     shift_s: float = Field(default=0.15, ge=0, description="the EEG of a window starts this long after its audio")
     baseline_s: float = Field(default=0.5, ge=0, description="the mean of this long is subtracted from each window")
     baseline_from_s: float | None = Field(
-        default=None, le=0, description="where that begins, from the EEG slice on; null: it ends where the slice begins"
+        default=None,
+        le=0,
+        description="where that begins, from the EEG slice on; null: it ends where the slice begins",
+        exclude_if=is_unset,
     )
     clamp: float = Field(default=20.0, gt=0, description="scaled EEG is clamped to +- this")
 

@@ -14,7 +14,7 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from eeg2speech.errors import UserError
-from eeg2speech.schema import Config
+from eeg2speech.schema import Config, is_unset
 
 SPLITS = ("train", "valid", "test")
 MIN_SHARED_WORDS = 5
@@ -36,8 +36,11 @@ class SplitConfig(Config):
     block_s: float = Field(
         default=6.0, gt=0, description="by stimulus, continuous speech: sentences merge until longer than this"
     )
-    guard: bool = Field(
-        default=True, description="drop training windows too near to other splits; false: the audit will find them"
+    guard: bool | None = Field(
+        default=None,
+        description="drop training windows too near to other splits, else the audit finds them; null: true, but false "
+        "under protocol: brainmagick",
+        exclude_if=is_unset,
     )
     gap_s: float | None = Field(
         default=None,

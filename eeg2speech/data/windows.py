@@ -17,7 +17,7 @@ from eeg2speech.data.preprocessing import PreprocessingConfig, resampled_length
 from eeg2speech.data.protocol import Stories, window_starts
 from eeg2speech.data.splits import SplitConfig, split_names, split_of, stretches, too_near
 from eeg2speech.errors import UserError
-from eeg2speech.schema import Config
+from eeg2speech.schema import Config, is_unset
 
 STIMULUS_COLUMNS = ("stimulus_id", "audio", "sound", "path", "offset_s", "duration_s", "sfreq_hz", "text", "split")
 WINDOW_COLUMNS = ("study", "subject", "recording", "stimulus", "stimulus_id", "onset_s", "length_s", "text", "split")
@@ -32,9 +32,10 @@ class WindowConfig(Config):
     length_s: float = Field(default=3.0, gt=0)
     stride_s: float = Field(default=0.5, gt=0, description="continuous speech, train and valid: onset to onset")
     test_stride_s: float | None = Field(default=None, gt=0, description="continuous speech, test; default: length_s")
-    placement: Literal["blocks", "brainmagick"] = Field(
-        default="blocks",
-        description="continuous speech; blocks: every stride inside blocks of each sound; brainmagick: as its protocol",
+    placement: Literal["brainmagick"] | None = Field(
+        default=None,
+        description="continuous speech; null: every stride inside blocks of each sound; brainmagick: as its protocol",
+        exclude_if=is_unset,
     )
     max_reading_s: float = Field(default=2.6, gt=0, description="isolated sentences: a longer reading is refused")
 
@@ -134,7 +135,8 @@ def cut(
             f"study {study}: not one window of {config.length_s:g} s could be cut; check its sounds and onsets"
         )
     heard = pd.DataFrame(rows, columns=_HEARD_COLUMNS).assign(study=study, length_s=config.length_s)
-    if not isolated and splits.guard and splits.by in ("stimulus", "time", "both"):
+    guard = config.placement is None if splits.guard is None else splits.guard
+    if not isolated and guard and splits.by in ("stimulus", "time", "both"):
         near = _near_another_split(heard, cutter.gap_s, config.length_s, edge_s)
         dropped["too near to another split"] = int(near.sum())
         heard = heard[~near].reset_index(drop=True)
