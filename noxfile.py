@@ -77,6 +77,12 @@ def evaluate(session: nox.Session) -> None:
 
 
 @command
+def ablate(session: nox.Session) -> None:
+    """Run the sets of configs/ablation.yaml, each with several seeds, and write one table over seeds."""
+    run(session, "python", "-m", "eval", "ablate", *session.posargs)
+
+
+@command
 def report(session: nox.Session) -> None:
     """Render reports/index.html from the results of a run."""
     folder = run(session, "python", "-m", "eeg2speech", "folder", *session.posargs, capture=True)

@@ -1,10 +1,12 @@
-"""`python -m eval run`."""
+"""`python -m eval run | sweep | ablate`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from eeg2speech.cli import add_run_arguments, execute
 
@@ -18,6 +20,35 @@ def run(arguments: argparse.Namespace) -> None:
     runner.run(experiment, RunFolder(arguments.runs / experiment.name))
 
 
+def sweep(arguments: argparse.Namespace) -> None:
+    from eeg2speech import config
+    from eeg2speech.runs import RunFolder
+    from eval.sweep import Plan, subset
+    from eval.sweep import sweep as run_sweep
+
+    experiment = config.load(arguments.config, arguments.overrides, arguments.name)
+    plan = Plan(arguments.schedulers, arguments.steps, arguments.guidance, arguments.rescale)
+    run_sweep(
+        subset(experiment, arguments.stimuli, arguments.metrics), RunFolder(arguments.runs / experiment.name), plan
+    )
+
+
+def ablate(arguments: argparse.Namespace) -> None:
+    from eval.ablation import ablate as run_ablation
+
+    run_ablation(arguments.config, arguments.runs)
+
+
+def listed(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """An argument that is values between commas."""
+
+    def values(text: str) -> tuple[Any, ...]:
+        return tuple(kind(part) for part in text.split(","))
+
+    values.__name__ = f"list of {kind.__name__}"  # what argparse calls it where it is wrong
+    return values
+
+
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m eval", description="Score generated speech against its controls.")
     commands = root.add_subparsers(required=True, metavar="command")
@@ -25,6 +56,23 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("run", help=text, description=text)
     add_run_arguments(command)
     command.set_defaults(handler=run)
+    text = "sample a trained run in other ways and score eeg against shuffled at each; the report then draws it"
+    command = commands.add_parser("sweep", help=text, description=text)
+    add_run_arguments(command)
+    command.add_argument("--steps", type=listed(int), default=(), metavar="N,..", help="num_inference_steps to try")
+    command.add_argument("--schedulers", type=listed(str), default=(), metavar="NAME,..", help="each with every N")
+    command.add_argument("--guidance", type=listed(float), default=(), metavar="W,..", help="guidance_scale to try")
+    command.add_argument("--rescale", type=listed(float), default=(), metavar="PHI,..", help="each with every W")
+    command.add_argument("--stimuli", type=int, help="unique test stimuli, drawn by the seed (default: the config's)")
+    command.add_argument("--metrics", type=listed(str), metavar="NAME,..", help="default: the config's")
+    command.set_defaults(handler=sweep)
+    text = "run named changes of a config with several seeds, and write one table: mean and interval over seeds"
+    command = commands.add_parser("ablate", help=text, description=text)
+    command.add_argument("--config", type=Path, default=Path("configs/ablation.yaml"), help="default: %(default)s")
+    command.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="where run folders live (default: %(default)s)"
+    )
+    command.set_defaults(handler=ablate)
     return root
 
 

@@ -52,14 +52,14 @@ def assemble(
     return RunResult(
         systems=[s.info for s in scored],
         metrics=list(infos.values()),
-        results=[row for s in scored for row in _rows(s, config)],
+        results=[row for s in scored for row in rows(s, config)],
         comparisons=comparisons,
         endpoint=endpoint(comparisons, infos, scored, examples, config),
         **about,
     )
 
 
-def _rows(scored: Scored, config: EvaluationConfig) -> Iterator[MetricResult]:
+def rows(scored: Scored, config: EvaluationConfig) -> Iterator[MetricResult]:
     """The cells of a system: over all subjects, then for each."""
     for m in scored.measurements:
         name = m["metric"]["name"]

@@ -169,3 +169,53 @@ def load_examples(folder: Path) -> pd.DataFrame:
     if not path.exists():
         raise UserError(f"{path} does not exist: run `nox -s evaluate` for this config first")
     return pd.read_parquet(path)
+
+
+class SweepPoint(Config):
+    """A trained run at one setting of its sampler."""
+
+    scheduler: str
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_rescale: float
+    network_calls: int = Field(description="forward passes of the denoiser that one sample takes")
+    results: list[MetricResult] = Field(description="of eeg and of shuffled, over all subjects")
+    comparisons: list[Comparison] = Field(description="eeg against shuffled: what of the quality is the brain's")
+
+
+class SweepResult(Config):
+    """`sweep.json`: one training, sampled in other ways. The first point is the config's own setting.
+
+    Beside it `sweep.parquet` holds the examples of every point: columns as `examples.parquet`, and the setting.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    study: str
+    simulated: bool
+    primary: str
+    n_stimuli: int
+    weights_sha256: dict[str, str] = Field(description="stage -> hash, as in the provenance of `results.json`")
+    metrics: list[MetricInfo]
+    ceiling: str
+    ceiling_results: list[MetricResult] = Field(description="of the system at the other end, which samples nothing")
+    points: list[SweepPoint]
+
+    def save(self, folder: Path) -> Path:
+        """Writes `sweep.json` atomically and returns its path."""
+        path = folder / "sweep.json"
+        write_atomically(path, self.model_dump_json(indent=1))
+        return path
+
+    @classmethod
+    def load(cls, folder: Path) -> SweepResult | None:
+        """None where nothing was swept. Raises UserError naming the file where it is damaged or of another schema."""
+        path = folder / "sweep.json"
+        if not path.exists():
+            return None
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(
+                f"{path} cannot be read ({str(error).splitlines()[0]}): delete it and sweep again"
+            ) from error

@@ -30,6 +30,7 @@ from eval.systems import SYSTEMS, Bench, System
 
 EXAMPLES = "examples.parquet"
 MEASUREMENTS = "measurements.json"
+STAGES = ("autoencoder", "contrastive", "regression", "diffusion")
 
 
 def run(config: ExperimentConfig, folder: RunFolder) -> Path:
@@ -58,8 +59,8 @@ def run(config: ExperimentConfig, folder: RunFolder) -> Path:
             place = folder.evaluation / system.name
             if not is_done(place, hashes[system.name]):
                 with step(place, hashes[system.name]):
-                    _score(system, bench, metrics, place)
-            scored.append(_load(place, system))
+                    score(system, bench, metrics, place)
+            scored.append(read_scored(place, system))
         with step(folder.evaluation, depends) as record:
             examples = pd.concat([s.examples for s in scored], ignore_index=True)
             with atomic_path(folder.path / EXAMPLES) as partial:
@@ -142,7 +143,7 @@ def _test_set(trained: Trained, examples: pd.DataFrame, described: pd.DataFrame,
     )
 
 
-def _score(system: System, bench: Bench, metrics: list[Metric], place: Path) -> None:
+def score(system: System, bench: Bench, metrics: list[Metric], place: Path) -> None:
     """One system: its sounds as wavs, its examples as parquet, its measurements as JSON."""
     output = system.run(bench)
     wavs = _write_wavs(output, place)
@@ -203,14 +204,15 @@ def _plain(m: Measurement) -> dict[str, Any]:
     }
 
 
-def _load(place: Path, system: System) -> Scored:
+def read_scored(place: Path, system: System) -> Scored:
+    """What `score` has written."""
     measurements = json.loads((place / MEASUREMENTS).read_text(encoding="utf-8"))
     return Scored(system.name, system.role, system.description, pd.read_parquet(place / EXAMPLES), measurements)
 
 
 def _about(config: ExperimentConfig, folder: RunFolder, trained: Trained) -> dict[str, Any]:
     """The fields of RunResult that no metric decides."""
-    stages = [_stage(folder.stage(name)) for name in ("autoencoder", "contrastive", "regression", "diffusion")]
+    stages = [_stage(folder.stage(name)) for name in STAGES]
     about = environment.describe()
     return {
         "name": config.name,
@@ -237,13 +239,17 @@ def _stage(folder: Path) -> StageSummary | None:
 
 
 def _provenance(config: ExperimentConfig, folder: RunFolder, data: StudyData) -> dict[str, Any]:
-    stages = ("autoencoder", "contrastive", "regression", "diffusion")
-    done = {name: read_done(folder.stage(name)) for name in stages if folder.stage(name).exists()}
     return {
         "command": f"nox -s evaluate -- --config configs/{config.name}.yaml",
         "data_fingerprint": data.fingerprint,
-        "weights_sha256": {name: record["files"]["weights.safetensors"] for name, record in done.items() if record},
+        "weights_sha256": weights_sha256(folder),
         "default_config": ExperimentConfig.model_validate(
             {"study": config.study.model_dump(), "training": config.training.model_dump()}
         ).model_dump(mode="json"),
     }
+
+
+def weights_sha256(folder: RunFolder) -> dict[str, str]:
+    """Stage -> hash of its weights, of the stages that are done."""
+    done = {name: read_done(folder.stage(name)) for name in STAGES if folder.stage(name).exists()}
+    return {name: record["files"]["weights.safetensors"] for name, record in done.items() if record}

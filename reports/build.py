@@ -13,7 +13,7 @@ import pandas as pd
 from eeg2speech.errors import UserError
 from eeg2speech.files import atomic_path, write_atomically
 from eval.results import RunResult
-from reports import benchmarks, cards, comparison, curves, exports, figures, formatting, tables
+from reports import benchmarks, cards, comparison, curves, exports, figures, formatting, sweeps, tables
 from reports.finding import find_out, seeds_note, simulation_note
 from reports.listening import Room, build_room, ratio
 from reports.page import render
@@ -47,7 +47,7 @@ def build(
         room = build_room(folder, run, examples, None if embed else f"{links}sounds/")
         export(run, examples, room, place)
         speed = ("" if single else "../../") + "benchmarks.html" if measured else ""
-        page = report(run, examples, room, links, speed)
+        page = report(run, examples, room, links, speed, sweeps.pictures(folder, run))
         write_atomically(output / "index.html" if single else place / "index.html", page)
     runs = [run for _, run, _ in loaded]
     frame = pd.concat([exports.results_frame(run) for run in runs], ignore_index=True)
@@ -80,8 +80,16 @@ def export(run: RunResult, examples: pd.DataFrame, room: Room, place: Path) -> N
             partial.write_bytes(content)
 
 
-def report(run: RunResult, examples: pd.DataFrame, room: Room, links: str, speed: str = "") -> str:
-    """The page of one run; `links` leads from the page to the run's exported tables, `speed` to the benchmarks."""
+def report(
+    run: RunResult,
+    examples: pd.DataFrame,
+    room: Room,
+    links: str,
+    speed: str = "",
+    swept: Sequence[figures.Picture] = (),
+) -> str:
+    """The page of one run; `links` leads from the page to the run's exported tables, `speed` to the benchmarks.
+    `swept` are the figures of its sampler."""
     table = tables.build_table(run)
     headline = table.only(tables.headline_columns(run))
     checks = check(run, examples)
@@ -99,7 +107,7 @@ def report(run: RunResult, examples: pd.DataFrame, room: Room, links: str, speed
         table=table,
         full_chance=tables.chance(table),
         spans=figures.floor_to_ceiling(run),
-        pictures=pictures(run, examples),
+        pictures=[*pictures(run, examples), *swept],
         training=[picture for picture in training if picture is not None],
         room=room,
         cards=[cards.model_card(run), cards.dataset_card(run)],

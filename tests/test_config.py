@@ -34,7 +34,7 @@ def written(tmp_path: Path) -> Callable[[Any], Path]:
     return write
 
 
-EXPERIMENTS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if not p.name.startswith("bench_"))
+EXPERIMENTS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if not p.name.startswith(("bench_", "ablation")))
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.name)

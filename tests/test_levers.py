@@ -3,55 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from diffusers import FlowMatchHeunDiscreteScheduler
 
 from eeg2speech import config as configs
-from eeg2speech.config import ExperimentConfig
 from eeg2speech.data.loader import StudyData
-from eeg2speech.data.preprocessing import PreprocessingConfig
-from eeg2speech.data.splits import SplitConfig
-from eeg2speech.data.windows import WindowConfig
 from eeg2speech.runs import RunFolder
 from eeg2speech.training.checkpoint import load_tensors
 from eeg2speech.training.run import Trained, _Trainer
-from tests.data_fixture import sentence_study
+from tests.toy_fixture import toy_data, toy_experiment
 
-STAGE = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3}
-MODEL = {
-    "embedding": {"dim": 6, "rate_hz": 10},
-    "eeg_encoder": {"name": "clip_conv", "virtual_channels": 5, "fourier_size": 18, "channels": 8, "depth": 2},
-    "audio_encoder": {"channels": 8, "depth": 2},
-    "autoencoder": {"patch": 4, "channels": [8], "layers_per_block": 1, "mid_attention": False, "norm_groups": 4},
-    "denoiser": {"channels": [8, 16], "layers_per_block": 1, "attention": [False, False], "norm_groups": 4},
-    "vocoder": {"name": "griffin_lim", "iterations": 1},
-}
 FLOW = ["model.schedule={objective: flow_matching}", "training.diffusion.min_snr_gamma=null"]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
-    folder = tmp_path_factory.mktemp("noise")
-    study = sentence_study(folder / "sounds", 20)
-    splits = SplitConfig(valid=0.2, test=0.2)
-    return StudyData.prepare(
-        study, folder, PreprocessingConfig(), WindowConfig(), splits, folder / "cache", "noise"
-    )  # fmt: skip
-
-
-def experiment(*sets: str) -> ExperimentConfig:
-    training = {name: dict(STAGE) for name in ("autoencoder", "contrastive", "diffusion")}
-    values: dict[str, Any] = {"study": {"name": "matrix"}, "model": MODEL, "training": training}
-    for override in sets:
-        configs._override(values, override)
-    return ExperimentConfig.model_validate(values)
+    return toy_data(tmp_path_factory.mktemp("noise"))
 
 
 def trained(data: StudyData, folder: Path, *sets: str) -> Trained:
-    return _Trainer(experiment(*sets), RunFolder(folder), data).run()
+    return _Trainer(toy_experiment(*sets), RunFolder(folder), data).run()
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +68,10 @@ def test_a_lever_reaches_the_training_that_it_is_of(lever: str, plain: Path, dat
     assert pipeline is not None
     assert torch.isfinite(pipeline(cond=torch.randn(1, 6, 30), num_inference_steps=2)).all()
     ours, theirs = weights(tmp_path, "diffusion"), weights(plain, "diffusion")
-    same = ours.keys() == theirs.keys() and all(
-        ours[name].shape == theirs[name].shape and torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours
-    )
-    assert same == (lever not in CHANGES)
+    alike = ours.keys() == theirs.keys() and all(ours[name].shape == theirs[name].shape for name in theirs)
+    # Adam makes a step of a gradient near zero, whichever sign rounding leaves it: a weight or two may differ.
+    moved = float(torch.cat([(ours[name] - theirs[name]).flatten() for name in theirs]).abs().mean()) if alike else 1.0
+    assert moved < 1e-7 if lever in KEEPS else moved > 1e-6
 
 
 def test_gradient_checkpointing_of_the_autoencoder(plain: Path, data: StudyData, tmp_path: Path) -> None:
