@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -140,6 +141,41 @@ class Measure:
             info |= {"compare": compare.name, "role": compare.role, "promise": compare.promise}
         return result
 
+    def pairs(
+        self,
+        ours: Callable[[], object],
+        peer: Callable[[], object],
+        *,
+        compare: Comparison,
+        rounds: int = 5,
+        items: float = 1,
+        unit: str = "call",
+        **facts: Any,
+    ) -> None:
+        """Times `ours`, and before each of its rounds `peer`, after a call of each to warm up.
+
+        What else the machine does then falls on both alike, and the ratio is the median of the pairs'.
+        """
+        info = self.benchmark.extra_info
+        info |= {"device": device.DEVICE.type, "items": items, "unit": unit, "compare": compare.name, **facts}
+        peer_s: list[float] = []
+
+        def finished(function: Callable[[], object]) -> None:
+            function()
+            device.synchronise()
+
+        finished(peer)
+        finished(ours)
+        self.benchmark.pedantic(
+            lambda: finished(ours), setup=lambda: peer_s.append(_seconds(lambda: finished(peer))), rounds=rounds
+        )
+        if self.benchmark.stats is None:  # --benchmark-disable
+            return
+        stats = self.benchmark.stats.stats
+        found = [theirs / mine for theirs, mine in zip(peer_s, stats.data, strict=True)]
+        info |= {"peer_s": peer_s, "pair_ratios": found, "promise": compare.promise}
+        info[f"{unit}s_per_s"] = items / stats.median
+
     def plan(self, expected_s: float, rounds: int | None) -> tuple[int, int]:
         """Rounds, and calls in each."""
         iterations = max(1, math.ceil(SHORTEST_ROUND_S / max(expected_s, 1e-9)))
@@ -170,11 +206,21 @@ def _seconds(function: Callable[[], object]) -> float:
 
 
 def ratios(benchmarks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How many times as long the peer takes, for every comparison of which both sides were measured.
+    """How many times as long the peer takes, for every comparison of which both sides were measured, or pairs of both.
 
     `benchmarks` as pytest-benchmark writes them to JSON.
     """
-    found = []
+    found = [
+        {
+            "name": b["extra_info"]["compare"],
+            "ours": b["name"],
+            "peer": b["name"],
+            "ratio": statistics.median(b["extra_info"]["pair_ratios"]),
+            "promise": b["extra_info"]["promise"],
+        }
+        for b in benchmarks
+        if b["extra_info"].get("pair_ratios")
+    ]
     peers = {b["extra_info"]["compare"]: b for b in benchmarks if b["extra_info"].get("role") == "peer"}
     for ours in (b for b in benchmarks if b["extra_info"].get("role") == "ours"):
         info = ours["extra_info"]

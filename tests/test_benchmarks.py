@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import comb
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from benchmarks import device
-from benchmarks.measure import SLOW_ROUNDS, Measure, count_flops, median_interval, ratios
+from benchmarks import device, measure
+from benchmarks.measure import SLOW_ROUNDS, Comparison, Measure, count_flops, median_interval, ratios
 from benchmarks.sizes import Sizes
 
 ROOT = Path(__file__).parents[1]
@@ -79,7 +81,7 @@ def test_rounds_fit_the_time(expected_s: float, rounds: int | None, plan: tuple[
 
 
 def row(name: str, median: float, **info: object) -> dict:
-    return {"name": name, "stats": {"median": median}, "extra_info": {"items": 1, **info}}
+    return {"name": name, "stats": {"median": median}, "extra_info": {"items": 1} | info}
 
 
 def test_ratios_are_of_the_seconds_an_item_takes() -> None:
@@ -91,6 +93,43 @@ def test_ratios_are_of_the_seconds_an_item_takes() -> None:
     ]
     (found,) = ratios(measured)
     assert found == {"name": "a", "ours": "fast", "peer": "slow", "ratio": pytest.approx(10.0), "promise": 9}
+
+
+class Rounds:
+    """pytest-benchmark's fixture as far as pairs need it, whose rounds take these seconds."""
+
+    def __init__(self, *data: float) -> None:
+        self.extra_info: dict[str, object] = {}
+        self.stats = SimpleNamespace(stats=SimpleNamespace(data=list(data), median=float(np.median(data))))
+
+    def pedantic(self, target: Callable[[], object], setup: Callable[[], object], rounds: int) -> None:
+        for _ in range(rounds):
+            setup()
+            target()
+
+
+def test_pairs_alternate_and_their_median_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the second pair ran, the machine was busy."""
+    order: list[str] = []
+    peer_s = iter([3.0, 90.0, 8.0])
+
+    def timed(function: Callable[[], object]) -> float:
+        function()
+        return next(peer_s)
+
+    monkeypatch.setattr(measure, "_seconds", timed)
+    rounds = Rounds(1.0, 3.0, 2.0)
+    Measure(rounds, max_time_s=1.0, min_rounds=5).pairs(  # type: ignore[arg-type]
+        lambda: order.append("ours"),
+        lambda: order.append("peer"),
+        compare=Comparison("a", "ours", 2),
+        rounds=3,
+        items=4,
+    )
+    assert order == ["peer", "ours"] * 4  # the first pair warms up
+    (found,) = ratios([row("both", 1.0, **rounds.extra_info)])
+    assert found == {"name": "a", "ours": "both", "peer": "both", "ratio": 4.0, "promise": 2}
+    assert rounds.extra_info["calls_per_s"] == 2.0
 
 
 @pytest.mark.parametrize("name", ["cpu", "a100"])
