@@ -150,6 +150,8 @@ def training_step(stage: Stage, batch: Batch, lever: Lever, folder: Path) -> Cal
     if lever.compile:
         require_compiler()
     stage.modules.requires_grad_(True)
+    if lever.checkpointing and isinstance(stage, DiffusionStage):
+        stage.denoiser.enable_gradient_checkpointing()
     config = StageConfig(
         steps=1_000_000,
         batch_size=len(batch),

@@ -110,6 +110,8 @@ class Lever:
     compile: bool = False
     sdpa: bool = True
     """False: attention written out, its matrix in memory."""
+    checkpointing: bool = False
+    """Activations of the denoiser computed again in the backward pass."""
 
 
 FLOAT32 = Lever("float32")
@@ -122,6 +124,7 @@ LEVERS = (
     FAST,
     Lever("bfloat16+channels_last+compile", torch.bfloat16, channels_last=True, compile=True),
     Lever("bfloat16+channels_last-sdpa", torch.bfloat16, channels_last=True, sdpa=False),
+    Lever("bfloat16+channels_last+checkpointing", torch.bfloat16, channels_last=True, checkpointing=True),
 )
 
 
@@ -138,6 +141,7 @@ def each_lever(of: Literal["forward", "training"]) -> list:
         for name, shape in SIZES.shapes.items()
         for lever in LEVERS
         if (of in shape.compile or not lever.compile)
+        and (of == "training" or not lever.checkpointing)
         and (lever.sdpa or (of == "forward" and any(shape.model.denoiser.attention)))
     ]
 

@@ -102,6 +102,8 @@ def against_guidance(sweep: SweepResult, info: MetricInfo) -> Picture | None:
         axes.axhline(0, color=PALETTE["muted"], lw=1)
         for (name, group), look in zip(lines.items(), LOOKS, strict=False):
             _draw(axes, group, lambda p: p.guidance_scale, lambda p: _gain(p, info), k, name, look)
+        scales = sorted({p.guidance_scale for group in lines.values() for p in group})
+        axes.set_xticks(scales, [f"{scale:g}" for scale in scales])
         unit = " (points)" if info.unit == "%" else ""
         axes.set(xlabel="guidance scale (1: none)", ylabel=f"gain over shuffled EEG{unit}")
         if len(lines) > 1:

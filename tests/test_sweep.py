@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -122,6 +123,27 @@ def test_what_is_not_trained_is_refused(
     assert "--stimuli 1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command.main([*arguments, "--steps", "many"])
+
+
+def test_the_command_sweeps_a_copy_of_the_run(
+    swept: tuple[RunFolder, ExperimentConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its arguments: a flat list of settings, fewer stimuli, one metric; the run's own results stay."""
+    run, config = swept
+    shutil.copytree(run.path, tmp_path / "runs" / "toy")
+    monkeypatch.setattr(training, "prepare_data", lambda *_: toy_data(tmp_path / "noise"))
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude={"name"})))
+    chosen = ["--config", str(path), "--runs", str(tmp_path / "runs"), "--steps", "1", "--guidance", "1,3"]
+    assert command.main(["sweep", *chosen, "--rescale", "0,.7", "--stimuli", "3", "--metrics", "mel_correlation"]) == 0
+    result = of(RunFolder(tmp_path / "runs" / "toy"))
+    assert [(p.num_inference_steps, p.guidance_scale, p.guidance_rescale) for p in result.points] == [
+        (2, 1.0, 0.0), (1, 1.0, 0.0), (2, 1.0, 0.7), (2, 3.0, 0.0), (2, 3.0, 0.7)
+    ]  # fmt: skip
+    assert result.n_stimuli == 3
+    assert {r.metric for p in result.points for r in p.results} == {"mel_correlation"}
+    kept = [(folder / "results.json").read_bytes() for folder in (run.path, tmp_path / "runs" / "toy")]
+    assert kept[0] == kept[1]
 
 
 def test_a_subset_is_of_stimuli_and_metrics() -> None:
