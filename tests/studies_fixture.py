@@ -90,12 +90,19 @@ class AliceFixture:
     the first marker each is called one too low.
     """
 
-    def __init__(self, root: Path, table_columns: int = 16) -> None:
+    def __init__(
+        self,
+        root: Path,
+        table_columns: int = 16,
+        table: pd.DataFrame | None = None,
+        durations_s: Sequence[float] = (SEGMENT_S,) * 12,
+    ) -> None:
+        """`table` and `durations_s`: of the real story, in place of 96 words in 60 s."""
         self.root = root
         (root / "audio").mkdir(parents=True)
         (root / "proc").mkdir()
-        self.sounds = [self._sound(number) for number in range(1, 13)]
-        self.table = self._table(table_columns)
+        self.sounds = [self._sound(number, duration_s) for number, duration_s in enumerate(durations_s, start=1)]
+        self.table = self._table(table_columns) if table is None else table
         self.table.to_csv(root / "AliceChapterOne-EEG.csv", index=False)
 
     def add(
@@ -110,9 +117,10 @@ class AliceFixture:
     ) -> np.ndarray:
         """Writes a subject; returns its EEG (channels, samples) in µV. `late_by_s`: an error of the onsets."""
         rng = np.random.default_rng(int(subject[1:]))
-        began = 300 + np.arange(12) * round((SEGMENT_S + 0.5) * ALICE_SFREQ) + rng.integers(0, 100, 12)
+        lengths = [round((len(sound) / 16_000 + 0.5) * ALICE_SFREQ) for sound in self.sounds]
+        began = 300 + np.cumsum([0, *lengths[:-1]]) + rng.integers(0, 100, 12)
         lags = np.where(np.arange(12) == 0, 30, 25)  # 60 and 50 ms in samples
-        n_samples = int(began[-1]) + round((SEGMENT_S + 2) * ALICE_SFREQ)
+        n_samples = int(began[-1]) + lengths[-1] + round(1.5 * ALICE_SFREQ)
         eeg = rng.standard_normal((n_channels, n_samples)).round(3)
         rows, names = [eeg, rng.standard_normal((1, n_samples))], [*ALICE_NAMES[:n_channels], "VEOG"]
         if audio is not None:
@@ -131,9 +139,9 @@ class AliceFixture:
             self._write_proc(subject, markers)
         return eeg
 
-    def _sound(self, number: int) -> np.ndarray:
+    def _sound(self, number: int, duration_s: float) -> np.ndarray:
         rng = np.random.default_rng(100 + number)
-        loudness = np.repeat(rng.uniform(0.0, 1.0, 25) ** 2, round(SEGMENT_S * 16_000) // 25)
+        loudness = np.repeat(rng.uniform(0.0, 1.0, round(5 * duration_s)) ** 2, 3_200)
         tone = np.sin(2 * np.pi * 120 * np.arange(len(loudness)) / 16_000)
         sound = 0.5 * loudness * tone
         soundfile.write(self.root / "audio" / f"DownTheRabbitHoleFinal_SoundFile{number}.wav", sound, 16_000)

@@ -12,24 +12,28 @@ import pytest
 import scipy.io
 from studies_fixture import NO_FIRST_MARKER, AliceFixture
 
+from eeg2speech.config import ExperimentConfig
 from eeg2speech.data.base import Recording
 from eeg2speech.data.brennan2019 import (
     EVERYONE,
     NOT_IN_BRAINMAGICK,
     NOT_IN_PAPER,
     SELECTIONS,
+    WORD_TABLE,
     Brennan2019Study,
     Brennan2019StudyConfig,
 )
 from eeg2speech.data.loader import StudyData
 from eeg2speech.data.preprocessing import PreprocessingConfig
 from eeg2speech.data.splits import SplitConfig
-from eeg2speech.data.windows import WindowConfig
+from eeg2speech.data.textgrid import read_tiers
+from eeg2speech.data.windows import WindowConfig, cut
 from eeg2speech.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("EEG2SPEECH_REALDATA", ROOT.parent / "shared" / "realdata")) / "alice"
 SAMPLE_S = 0.002
+TRAINING = {"contrastive": {"steps": 1, "batch_size": 2, "learning_rate": 0.001}}
 
 
 @pytest.fixture
@@ -167,6 +171,24 @@ def test_without_an_audio_channel_there_is_nothing_to_check(alice: AliceFixture)
     alice.add("S01", audio=None, late_by_s=0.3)
     assert study(alice, "S01").alignment("S01") is None
     np.testing.assert_allclose(only(alice, "S01").sounds["onset_s"] - alice.began_s, 0.3)
+
+
+@pytest.mark.skipif(not (REAL / "datasets.mat").is_file(), reason="no real word table beside the repository")
+def test_the_real_word_table_read_by_the_loader_has_190_test_segments(tmp_path: Path) -> None:
+    grids = [read_tiers(REAL / "textgrids" / f"DownTheRabbitHoleFinal_SoundFile{n}.TextGrid") for n in range(1, 13)]
+    durations_s = [round(5 * grid["words"][-1][1]) / 5 for grid in grids]
+    alice = AliceFixture(tmp_path / "alice", table=pd.read_csv(REAL / WORD_TABLE), durations_s=durations_s)
+    alice.add("S01", n_channels=2)
+    alice.add("S26", release="brainvision", n_channels=2)
+    values = {"protocol": "brainmagick", "study": {"name": "brennan2019", "root": alice.root}, "training": TRAINING}
+    config = ExperimentConfig.model_validate(values)
+    recordings = list(study(alice, "S01", "S26").iter_recordings())
+    tables = cut("brennan2019", recordings, False, config.windows, config.splits, config.preprocessing)
+    tested = tables.windows[tables.windows["split"] == "test"].groupby("subject")["stimulus_id"].agg(set)
+    first = tables.stimuli["sound"].eq("DownTheRabbitHoleFinal_SoundFile1") & tables.stimuli["split"].eq("test")
+    assert len(tested["S01"]) == 190
+    assert tested["S01"] - tested["S26"] == set(tables.stimuli["stimulus_id"][first])
+    assert tested["S26"] < tested["S01"]
 
 
 # Who takes part
