@@ -1,10 +1,12 @@
-"""`python -m eval run | sweep | ablate`."""
+"""`python -m eval run | score | sweep | ablate`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     experiment = config.load(arguments.config, arguments.overrides, arguments.name)
     runner.run(experiment, RunFolder(arguments.runs / experiment.name))
+
+
+def score(arguments: argparse.Namespace) -> None:
+    from eval.rescore import rescore
+
+    for again in rescore(arguments.run, arguments.cell):
+        print(json.dumps(asdict(again)))
 
 
 def sweep(arguments: argparse.Namespace) -> None:
@@ -56,6 +65,12 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("run", help=text, description=text)
     add_run_arguments(command)
     command.set_defaults(handler=run)
+    text = "score the sounds that a run has stored once more; prints a line of JSON for each cell, and writes nothing"
+    command = commands.add_parser("score", help=text, description=text)
+    command.add_argument("run", type=Path, metavar="RUN_FOLDER")
+    which = "a cell to score; may be repeated (default: all)"
+    command.add_argument("--cell", action="append", default=[], metavar="SYSTEM/METRIC", help=which)
+    command.set_defaults(handler=score)
     text = "sample a trained run in other ways and score eeg against shuffled at each; the report then draws it"
     command = commands.add_parser("sweep", help=text, description=text)
     add_run_arguments(command)

@@ -148,9 +148,9 @@ def score(system: System, bench: Bench, metrics: list[Metric], place: Path) -> N
     output = system.run(bench)
     wavs = _write_wavs(output, place)
     if output.waveform is not None:
-        # What is scored is what can be listened to: 16-bit samples.
-        heard = np.round(output.waveform * 32767).astype(np.float32) / np.float32(32767)
-        output = replace(output, waveform=heard)
+        # What is scored is what can be listened to: 16-bit samples, and so the stored sounds give the same numbers.
+        heard = [audio.load(place.parents[1] / wav) for wav in wavs if wav is not None]
+        output = replace(output, waveform=np.stack(heard))
     measured = [metric.measure(bench.test, output) for metric in metrics]
     with atomic_path(place / EXAMPLES) as partial:
         _examples(output, bench, measured, wavs).to_parquet(partial)

@@ -25,7 +25,7 @@ def build(arguments: argparse.Namespace) -> None:
 def verify(arguments: argparse.Namespace) -> None:
     from reports.verify import verify as recompute
 
-    checks = recompute(arguments.run, arguments.cell)
+    checks = recompute(arguments.run, arguments.cell, arguments.sounds)
     for check in checks:
         stored = "" if check.result.value is None else f"  stored {check.result.value!r}"
         again = "" if check.recomputed is None else f"  re-computed {check.recomputed!r}"
@@ -35,7 +35,8 @@ def verify(arguments: argparse.Namespace) -> None:
     if number["mismatch"]:
         raise MismatchError
     if arguments.cell and not number["match"]:
-        raise UserError("none of the named cells can be re-computed from single examples; name a per-example metric")
+        how = "name a per-example metric" + ("" if arguments.sounds else ", or add --sounds")
+        raise UserError(f"none of the named cells can be re-computed from what was read; {how}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("run", type=Path, metavar="RUN_FOLDER")
     which = "a cell to check; may be repeated (default: all)"
     command.add_argument("--cell", action="append", default=[], metavar="SYSTEM/METRIC", help=which)
+    how = "score the stored sounds once more for what single examples do not give, such as FAD (minutes)"
+    command.add_argument("--sounds", action="store_true", help=how)
     command.set_defaults(handler=verify)
     return root
 

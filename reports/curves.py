@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from eval.results import RunResult
+from eval.results import RunResult, SystemInfo
 from reports.figures import MARKERS, Picture
 from reports.formatting import clean, is_number, label
 from reports.svg import PALETTE, figure, inline, style
 from reports.tables import claim_of
 
-DASHES: dict[str, Any] = {"claim": "-", "rival": (0, (4, 2)), "ceiling": (0, (1, 1.5)), "floor": (0, (6, 2, 1, 2))}
-"""Roles differ in their dash as well as in their colour."""
+DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (9, 3)))
+"""Systems of one role share its colour and differ in their dash."""
+
+
+def _looks(systems: Sequence[SystemInfo]) -> dict[str, dict[str, Any]]:
+    """Colour, dash and width of each system's line."""
+    seen: dict[str, int] = {}
+    looks = {}
+    for system in systems:
+        seen[system.role] = place = seen.get(system.role, -1) + 1
+        looks[system.name] = {
+            "color": PALETTE.get(system.role, PALETTE["ink"]),
+            "ls": DASHES[place % len(DASHES)],
+            "lw": 2 if system.role == "claim" else 1.3,
+            "label": label(system.name),
+        }
+    return looks
 
 
 def candidates(run: RunResult) -> int | None:
@@ -51,11 +67,8 @@ def candidate_curve(run: RunResult, examples: pd.DataFrame) -> Picture | None:
     with style():
         fig = figure(520, 300)
         axes = fig.subplots()
-        for system in shown:
-            colour = PALETTE.get(system.role, PALETTE["ink"])
-            rates = [100 * accuracy_among(known[system.name], n, int(size)) for size in sizes]
-            width = 2 if system.role == "claim" else 1.3
-            axes.plot(sizes, rates, color=colour, ls=DASHES.get(system.role, "-"), lw=width, label=label(system.name))
+        for name, look in _looks(shown).items():
+            axes.plot(sizes, [100 * accuracy_among(known[name], n, int(size)) for size in sizes], **look)
         axes.plot(sizes, 100 / sizes, color=PALETTE["muted"], lw=1, ls=(0, (2, 2)), label="chance")
         axes.set_xscale("log")
         ticks = [int(t) for t in (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if t < 0.8 * n] + [n]
@@ -89,18 +102,12 @@ def _set_size_curve(
     with style():
         fig = figure(520, 300)
         axes = fig.subplots()
-        for system in run.systems:
-            points = curves.get(system.name, [])
-            if len(points) < 2 or not any(value for _, value in points):
-                continue  # the truth against itself is zero at every size
-            look: dict[str, Any] = {
-                "color": PALETTE.get(system.role, PALETTE["ink"]),
-                "ls": DASHES.get(system.role, "-"),
-            }
-            marker, width = MARKERS.get(system.role, "D"), 2 if system.role == "claim" else 1.3
-            axes.plot(
-                *zip(*points, strict=True), marker, **look, lw=width, ms=4.5, mec="none", label=label(system.name)
-            )
+        # The truth against itself is zero at every size, and no line.
+        shown = [s for s in run.systems if len(curves.get(s.name, [])) > 1 and any(v for _, v in curves[s.name])]
+        looks = _looks(shown)
+        for system in shown:
+            marker: dict[str, Any] = {"marker": MARKERS.get(system.role, "D"), "ms": 4.5, "mec": "none"}
+            axes.plot(*zip(*curves[system.name], strict=True), **looks[system.name], **marker)
         axes.set(xlabel="clips of one listener", ylabel=label(info.label, 30), ylim=(0, None))
         fig.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
         caption = (

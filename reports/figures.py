@@ -250,7 +250,8 @@ def forests(runs: Sequence[RunResult]) -> list[Picture]:
 
 def _forest(runs: Sequence[RunResult], index: int) -> Picture:
     name = runs[0].endpoint.metric
-    unit = next((m.unit for m in runs[0].metrics if m.name == name.split("|")[0]), "")
+    info = next((m for m in runs[0].metrics if m.name == name.split("|")[0]), None)
+    unit, title = (info.unit, label(info.label)) if info else ("", label(name))
     k = 100.0 if unit == "%" else 1.0
     with style():
         fig = figure(520, 70 + 28 * len(runs))
@@ -263,8 +264,8 @@ def _forest(runs: Sequence[RunResult], index: int) -> Picture:
             axes.plot([k * gain], [y], "o", color=PALETTE["claim"], ms=7, mec="none")
         axes.set_yticks(range(len(runs)), [label(run.name, 28) for run in runs])
         axes.set_ylim(len(runs) - 0.4, -0.6)
-        axes.set_xlabel(f"{label(name)} gain over the best floor" + (" (points)" if unit == "%" else ""))
+        axes.set_xlabel(f"{title} gain over the best floor" + (" (points)" if unit == "%" else ""))
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         caption = "Gain of EEG over the best floor with its 95 % interval, one line per run; right of zero is better."
-        return Picture(clean(name, 60), inline(fig, f"forest{index}", caption), caption)
+        return Picture(f"{title}, run by run", inline(fig, f"forest{index}", caption), caption)

@@ -130,7 +130,7 @@ function open(row) {
     : value + (row.dataset.unit ? " " + row.dataset.unit : "") + ", 95 % CI " + interval + ", N = " + n + ". Computed again from the examples: " + again + ".";
   behind.querySelector(".signature").textContent = signature;
   const command = behind.querySelector(".command");
-  command.textContent = "python -m reports verify runs/" + command.dataset.run + " --cell '" + row.dataset.cell + "'";
+  command.textContent = "python -m reports verify runs/" + command.dataset.run + " --cell '" + row.dataset.cell + "'" + (row.dataset.sounds ? " --sounds" : "");
   const mine = payload.systems[row.dataset.system];
   const values = mine && mine.values[row.dataset.column];
   const table = behind.querySelector("table");
