@@ -107,6 +107,21 @@ def test_onsets_are_start_less_offset(alice: AliceFixture) -> None:
     np.testing.assert_allclose(words["onset_s"] - trl[:, 0] / 500, 0.3)  # what comes of leaving the offset out
 
 
+def test_the_longer_form_of_proc_says_the_same(alice: AliceFixture) -> None:
+    """get_alice2_trials.m as published appends the table's columns, one of which is named offset as well."""
+    alice.add("S01")
+    expected = only(alice, "S01")
+    path = alice.root / "proc" / "S01.mat"
+    trl = scipy.io.loadmat(path, simplify_cells=True)["proc"]["trl"]
+    start, stop, offset, segment, tmin, order = trl.T
+    longer = np.stack([start, stop, offset, np.ones(len(trl)), segment, tmin, tmin + 0.5, order], axis=1)
+    names = np.array(["trigger", "passage", "onset", "offset", "Order"], dtype=object)
+    _rewritten(path, "proc", trl=longer, varnames=names)
+    again = only(alice, "S01")
+    pd.testing.assert_frame_equal(again.sounds, expected.sounds)
+    pd.testing.assert_frame_equal(again.words, expected.words)
+
+
 @pytest.mark.parametrize("table_columns", [16, 17])
 def test_the_lag_is_added_to_raw_triggers_only(tmp_path: Path, table_columns: int) -> None:
     alice = AliceFixture(tmp_path / "alice", table_columns)

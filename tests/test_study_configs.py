@@ -50,8 +50,7 @@ def test_alice_is_read_by_its_configs(tmp_path: Path, name: str) -> None:
     assert (data.has_audio, data.n_bands, data.n_times, data.subjects) == (True, 64, 360, ("S01", "S03"))
 
 
-@pytest.mark.parametrize("name", ["broderick2019", "broderick2019_small"])
-@pytest.mark.parametrize("release", ["bids", "mat"])
+@pytest.mark.parametrize(("name", "release"), [("broderick2019", "bids"), ("broderick2019_small", "mat")])
 def test_the_old_man_is_read_by_his_configs(tmp_path: Path, name: str, release: str) -> None:
     old_man = OldManFixture(tmp_path / "release")
     sets = [f"study.root={old_man.root}", "study.subjects=null", "splits.by=recording", "splits.strict=false"]
