@@ -77,7 +77,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--to", type=Path, required=True, help="the folder to write, which must not exist")
     text = "which UNet: its moving average (default), where there is one, or the last step's"
     command.add_argument("--weights", choices=("average", "last"), default="average", help=text)
-    text = "of the UNet's attention, which a checkpoint does not tell (default: 64 for AudioLDM-L, else 32)"
+    text = "width of the UNet's attention heads, which a checkpoint does not tell (default: 64 for AudioLDM-L, else "
+    text += "32; what a folder's config says, where diffusers' script for AudioLDM says nothing)"
     command.add_argument("--head-dim", type=int, help=text)
     command.set_defaults(handler=import_audioldm)
     return root

@@ -194,6 +194,21 @@ def test_a_diffusers_folder_is_read(folder: Path, original: dict[str, Tensor], t
         torch.testing.assert_close(autoencoder.decode(original["z"]).sample, original["decoded"], **CLOSE)
 
 
+def test_heads_that_a_conversion_lost_are_set_anew(folder: Path, original: dict[str, Tensor], tmp_path: Path) -> None:
+    """diffusers' script for AudioLDM writes no attention_head_dim, whose default means 8 heads at every level."""
+    lost = tmp_path / "lost"
+    shutil.copytree(folder, lost, ignore=shutil.ignore_patterns("vocoder", "vae"))
+    stated = json.loads((lost / "unet" / "config.json").read_text())
+    del stated["attention_head_dim"]
+    (lost / "unet" / "config.json").write_text(json.dumps(stated))
+    denoiser = film_denoiser()
+    with pytest.raises(UserError, match=r"attention_head_dim is 8, the config's \[1, 2, 2, 3\].*--head-dim"):
+        start_denoiser(denoiser, lost)
+    assert command.main(["import", "audioldm", str(lost), "--to", str(tmp_path / "new"), "--head-dim", "32"]) == 0
+    start_denoiser(denoiser, tmp_path / "new")
+    torch.testing.assert_close(denoised(denoiser, original), original["ema"], **CLOSE)
+
+
 # What cannot be read
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from eeg2speech.errors import UserError
@@ -67,12 +67,13 @@ def read(path: Path, *, ema: bool = True, head_dim: int | None = None) -> Publis
 
     `ema`: the UNet's moving average, which AudioLDM generates with, where the file has one.
     `head_dim`: of the UNet's attention, which does not show in the weights; None: 32, or 64 where
-    the first level has 256 channels (AudioLDM-L). A folder states it.
+    the first level has 256 channels (AudioLDM-L). A folder states heads, and is believed without it;
+    but what diffusers' own script converted states none, and so counts as having 8 at every level.
 
     Raises UserError naming the file, and the tensors that are missing or have no place.
     """
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, head_dim)
     tensors, facts = load_tensors(path), {"source": path.name, "sha256": sha256(path)}
     modules: dict[str, nn.Module] = {}
     unet = _beginning(tensors, UNET)
@@ -206,9 +207,21 @@ def _listed(fault: str, found: list[str]) -> str:
     return f"{len(found)} tensors {fault} ({', '.join(found[:3])}{', ..' if len(found) > 3 else ''})"
 
 
-def _read_folder(path: Path) -> Published:
+def _read_folder(path: Path, head_dim: int | None) -> Published:
     modules = {part: load_part(path, part) for part in PARTS if (path / part).is_dir()}
+    if "unet" in modules and head_dim is not None:
+        modules["unet"] = _with_heads(modules["unet"], head_dim)
     if not modules:
         raise UserError(f"{path} holds none of the folders {', '.join(PARTS)} of a diffusers pipeline")
     counts = {part: sum(p.numel() for p in module.parameters()) for part, module in modules.items()}
     return Published(modules, {"source": path.name, "parameters": counts})
+
+
+def _with_heads(unet: UNet2DConditionModel, head_dim: int) -> UNet2DConditionModel:
+    """The same weights, with attention heads of this width (diffusers calls their number `attention_head_dim`)."""
+    heads = [max(1, channels // head_dim) for channels in unet.config.block_out_channels]
+    stated = {key: value for key, value in unet.config.items() if not key.startswith("_")}
+    with torch.device("meta"):
+        other = UNet2DConditionModel(**stated | {"attention_head_dim": heads})
+    other.load_state_dict(unet.state_dict(), assign=True)
+    return other.eval()

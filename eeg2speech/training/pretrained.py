@@ -80,7 +80,8 @@ def start_denoiser(denoiser: Denoiser, folder: Path) -> list[str]:
     for key in _ALIKE:
         theirs, ours = (_plain(unet.config[key]) for unet in (source, denoiser.unet))
         if theirs != ours:
-            raise UserError(f"{path}: its {key} is {theirs}, the config's {ours} (model.denoiser)")
+            cure = "; `import audioldm --head-dim` sets it anew" if key == "attention_head_dim" else ""
+            raise UserError(f"{path}: its {key} is {theirs}, the config's {ours} (model.denoiser){cure}")
     tensors, wanted = source.state_dict(), denoiser.unet.state_dict()
     new = [n for n, t in wanted.items() if n in tensors and _may_be_new(n) and t.shape != tensors[n].shape]
     tensors |= {name: wanted[name] for name in new}
