@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,15 +30,24 @@ class Batch:
     study has audio, else the feature array the study ships (an envelope: K = 1)."""
     text: tuple[str, ...] = ()
     """The words wholly inside each window; empty where the study has none."""
+    speech: Tensor | None = None
+    """(B, K', F') float32, what a pretrained speech model makes of the sound; None where the audio
+    encoder works on `features`."""
 
     @property
     def log_mel(self) -> Tensor:
         """(B, 1, F, K): the features as an image, in the layout of the autoencoder and vocoder."""
         return self.features.transpose(1, 2).unsqueeze(1)
 
+    @property
+    def heard(self) -> Tensor:
+        """What the audio encoder takes: `speech`, else `features`."""
+        return self.features if self.speech is None else self.speech
+
     def to(self, device: torch.device | str) -> Batch:
-        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "text"}
-        return replace(self, **tensors)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
     def __len__(self) -> int:
         return self.eeg.shape[0]

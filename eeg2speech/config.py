@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from eeg2speech import audio
 from eeg2speech.data.base import SpeechStudy
@@ -26,6 +26,7 @@ from eeg2speech.models.autoencoder import AutoencoderConfig
 from eeg2speech.models.denoiser import DenoiserConfig
 from eeg2speech.models.eeg_encoder import AlignedConvConfig, ClipConvConfig, LinearEncoderConfig
 from eeg2speech.models.schedule import NoiseScheduleConfig, ScheduleConfig, checked
+from eeg2speech.models.speech_model import ClapEncoderConfig, Wav2Vec2EncoderConfig
 from eeg2speech.models.vocoder import GriffinLimConfig, HifiGanConfig
 from eeg2speech.runs import run_name
 from eeg2speech.schema import Config
@@ -43,7 +44,11 @@ StudyConfig = Annotated[
     Field(discriminator="name"),
 ]
 EEGEncoderConfig = Annotated[ClipConvConfig | AlignedConvConfig | LinearEncoderConfig, Field(discriminator="name")]
-AudioEncoderConfig = DeepMelConfig
+AudioEncoderConfig = Annotated[
+    DeepMelConfig | Wav2Vec2EncoderConfig | ClapEncoderConfig,
+    Field(discriminator="name"),
+    BeforeValidator(lambda value: {"name": "deep_mel", **value} if isinstance(value, Mapping) else value),
+]
 VocoderConfig = Annotated[GriffinLimConfig | HifiGanConfig, Field(discriminator="name")]
 
 
@@ -248,5 +253,6 @@ def _sentence(error: ValidationError) -> str:
 
 
 _PART_NAMES = {
-    "clip_conv", "aligned_conv", "linear", "deep_mel", "griffin_lim", "hifigan", "noise_schedule", "flow_schedule"
+    "clip_conv", "aligned_conv", "linear", "deep_mel", "wav2vec2", "clap", "griffin_lim", "hifigan",
+    "noise_schedule", "flow_schedule",
 }  # fmt: skip

@@ -129,6 +129,9 @@ def _test_set(trained: Trained, examples: pd.DataFrame, described: pd.DataFrame,
         return torch.cat([trained.audio_encoder(part) for part in features.split(64)]).numpy()
 
     def embed_audio(waveform: np.ndarray) -> np.ndarray:
+        if trained.speech_model is not None:
+            parts = [trained.speech_model(np.array(waveform[i : i + 16])) for i in range(0, len(waveform), 16)]
+            return embed(torch.cat(parts))
         mel = torch.cat(
             [audio.log_mel(torch.from_numpy(np.array(waveform[i : i + 64]))) for i in range(0, len(waveform), 64)]
         )
@@ -138,7 +141,7 @@ def _test_set(trained: Trained, examples: pd.DataFrame, described: pd.DataFrame,
         examples=examples,
         stimuli=described,
         waveform=None if data.features.waveforms is None else np.array(data.features.waveforms[stimuli]),
-        candidates=embed(torch.from_numpy(np.array(data.features.features[stimuli]))),
+        candidates=embed(torch.from_numpy(np.array(data.features.heard[stimuli]))),
         embed_audio=embed_audio if data.has_audio else None,
     )
 

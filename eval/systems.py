@@ -64,7 +64,7 @@ class Bench:
     @torch.no_grad()
     def embed_speech(self, stimuli: np.ndarray) -> Tensor:
         """(n, D, T') audio embeddings of rows of the study's stimulus table."""
-        features = self.trained.data.features.features
+        features = self.trained.data.features.heard
         parts = [
             torch.from_numpy(np.array(features[stimuli[i : i + BATCH_SIZE]]))
             for i in range(0, len(stimuli), BATCH_SIZE)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,9 @@ import torch
 from eeg2speech import audio
 from eeg2speech.errors import UserError
 from eeg2speech.files import atomic_path, digest, new_array
+
+if TYPE_CHECKING:
+    from eeg2speech.models.speech_model import SpeechModel
 
 VERSION = 1
 """Raised whenever the same sounds would give other numbers."""
@@ -74,6 +78,26 @@ class StimulusFeatures:
     frame_rate_hz: float
     content: tuple[str, ...]
     """Hash of the samples of each row; empty where they are constant: silence is nobody's duplicate."""
+    speech: np.ndarray | None = None
+    """(n_stimuli, K', F') float32 of a pretrained speech model; None where none was asked for."""
+
+    @property
+    def heard(self) -> np.ndarray:
+        """What the audio encoder takes: `speech`, else `features`."""
+        return self.features if self.speech is None else self.speech
+
+    def with_speech(self, model: SpeechModel, cache: Path) -> StimulusFeatures:
+        """These, and what `model` makes of every row of sound by itself: no context crosses a split.
+
+        Raises UserError where the study has no sound.
+        """
+        if self.waveforms is None:
+            raise UserError("model.audio_encoder: a pretrained speech model needs sound, and this study has none")
+        key = digest([VERSION, model.signature, self.waveforms.shape, self.content])
+        path = cache / "features" / f"{key}.speech.npy"
+        if not path.exists():
+            _write_speech(self.waveforms, model, path)
+        return replace(self, speech=np.asarray(np.load(path, mmap_mode="r")))
 
     @classmethod
     def prepare(cls, stimuli: pd.DataFrame, length_s: float, cache: Path) -> StimulusFeatures:
@@ -121,6 +145,18 @@ def _write_log_mel(waveforms: np.ndarray, path: Path, at_once: int = 64) -> None
         for start in range(0, len(waveforms), at_once):
             block = torch.from_numpy(np.array(waveforms[start : start + at_once]))
             out[start : start + at_once] = audio.log_mel(block).squeeze(1).transpose(1, 2).numpy()
+        out.flush()
+
+
+def _write_speech(waveforms: np.ndarray, model: SpeechModel, path: Path, at_once: int = 16) -> None:
+    with atomic_path(path) as partial:
+        out: np.ndarray | None = None
+        for start in range(0, len(waveforms), at_once):
+            made = model(np.array(waveforms[start : start + at_once])).numpy()
+            if out is None:
+                out = new_array(partial, (len(waveforms), *made.shape[1:]))
+            out[start : start + at_once] = made
+        assert isinstance(out, np.memmap)
         out.flush()
 
 

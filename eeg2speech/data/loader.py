@@ -191,6 +191,7 @@ class StudyData:
             stimulus=torch.from_numpy(stimulus),
             features=torch.from_numpy(self.features.features[stimulus]),
             text=tuple(columns.text[rows]),
+            speech=None if self.features.speech is None else torch.from_numpy(self.features.speech[stimulus]),
         )
 
     def facts(self) -> dict[str, Any]:

@@ -50,3 +50,27 @@ class DeepMel(ModelMixin, ConfigMixin):
     def forward(self, features: Tensor) -> Tensor:
         """(B, K, F) -> (B, dim, n_frames)."""
         return resample_frames(self.head(self.convs((features - self.mean) / self.std)), self.n_frames)
+
+
+class SpeechHead(ModelMixin, ConfigMixin):
+    """Features of a pretrained model, standardised as in `DeepMel`, resampled, and brought to D channels.
+
+    Where they have D channels already nothing here is trained, as in brainmagick.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @register_to_config
+    def __init__(self, n_bands: int, dim: int, n_frames: int) -> None:
+        super().__init__()
+        self.n_frames = n_frames
+        self.register_buffer("mean", torch.zeros(n_bands, 1))
+        self.register_buffer("std", torch.ones(n_bands, 1))
+        self.map = nn.Identity() if n_bands == dim else nn.Conv1d(n_bands, dim, 1)
+
+    fit_scale = DeepMel.fit_scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, K', F') -> (B, dim, n_frames)."""
+        return resample_frames(self.map((features - self.mean) / self.std), self.n_frames)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -38,7 +38,8 @@ def share(batch: Batch, rank: int, world: int) -> Batch:
         raise UserError(f"batch_size: {len(batch)} windows cannot be shared by {world} processes; choose a multiple")
     rows = slice(rank * len(batch) // world, (rank + 1) * len(batch) // world)
     values = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return Batch(**{name: value[rows] for name, value in values.items()})
+    mine: dict[str, Any] = {name: value if value is None else value[rows] for name, value in values.items()}
+    return Batch(**mine)
 
 
 def broadcast(modules: nn.Module, accelerator: Accelerator) -> None:

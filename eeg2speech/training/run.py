@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from eeg2speech.config import ExperimentConfig
 from eeg2speech.data.loader import StudyData, TrainingSampler
 from eeg2speech.files import digest, write_atomically
+from eeg2speech.models.audio_encoder import DeepMelConfig
 from eeg2speech.models.autoencoder import fit_scale, to_image
 from eeg2speech.models.eeg_encoder import AlignedConv
 from eeg2speech.models.regressor import Regressor
 from eeg2speech.models.schedule import noise_scheduler, sampler_of
+from eeg2speech.models.speech_model import SpeechModel
 from eeg2speech.pipeline import EEG2SpeechPipeline
 from eeg2speech.runs import RunFolder, is_done, step
 from eeg2speech.training.checkpoint import load_weights
@@ -41,12 +43,20 @@ class Trained:
     pipeline: EEG2SpeechPipeline | None
     depends: str
     """Hash of all that the weights and the vocoder depend on."""
+    speech_model: SpeechModel | None = None
+    """What the audio encoder hears sound through; None: it takes the log-mel."""
 
 
-def prepare_data(config: ExperimentConfig, folder: RunFolder) -> StudyData:
+def pretrained_speech_model(config: ExperimentConfig) -> SpeechModel | None:
+    """The model under the audio encoder, where the config names one. Raises UserError where its weights are absent."""
+    choice = config.model.audio_encoder
+    return None if isinstance(choice, DeepMelConfig) else choice.pretrained()
+
+
+def prepare_data(config: ExperimentConfig, folder: RunFolder, speech_model: SpeechModel | None = None) -> StudyData:
     """The study, cut, scaled and audited; studies and caches are shared by the runs beside this one."""
     shared = folder.path.parent
-    return StudyData.prepare(
+    data = StudyData.prepare(
         config.study.build(),
         shared / "studies" / config.study.name,
         config.preprocessing,
@@ -55,6 +65,9 @@ def prepare_data(config: ExperimentConfig, folder: RunFolder) -> StudyData:
         shared / "cache",
         config.study.name,
     )
+    if speech_model is None:
+        return data
+    return replace(data, features=data.features.with_speech(speech_model, shared / "cache"))
 
 
 def train(config: ExperimentConfig, folder: RunFolder) -> Trained:
@@ -67,18 +80,21 @@ def train(config: ExperimentConfig, folder: RunFolder) -> Trained:
         if stage is not None and stage.init is not None:
             require_part(stage.init, part)
     config.model.vocoder.build()
+    speech_model = pretrained_speech_model(config)
     with folder.lock():
         write_atomically(folder.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        data = prepare_data(config, folder)
+        data = prepare_data(config, folder, speech_model)
         write_atomically(folder.data / "audit.json", (data.folder / "audit.json").read_text(encoding="utf-8"))
-        return _Trainer(config, folder, data).run()
+        return _Trainer(config, folder, data, speech_model).run()
 
 
 class _Trainer:
     """The stages of one run, and what each depends on."""
 
-    def __init__(self, config: ExperimentConfig, folder: RunFolder, data: StudyData) -> None:
-        self.config, self.folder, self.data = config, folder, data
+    def __init__(
+        self, config: ExperimentConfig, folder: RunFolder, data: StudyData, speech_model: SpeechModel | None = None
+    ) -> None:
+        self.config, self.folder, self.data, self.speech_model = config, folder, data, speech_model
         self.rows = data.indices("train")
         self.valid_rows = _spread(data.indices("valid"), VALIDATION_WINDOWS)
         # One per stage, filled in order: a later stage depends on the earlier ones it builds on.
@@ -97,7 +113,7 @@ class _Trainer:
         for module in modules:
             module.eval().requires_grad_(False)
         depends = digest([self.depends, self.config.model.vocoder.model_dump(mode="json")])
-        return Trained(data, eeg_encoder, audio_encoder, regressor, pipeline, depends)
+        return Trained(data, eeg_encoder, audio_encoder, regressor, pipeline, depends, self.speech_model)
 
     def train(self, stage: Stage, config: StageConfig, *depends: object) -> None:
         """Trains a stage unless it is done, and leaves its averaged weights in its modules."""
@@ -141,9 +157,11 @@ class _Trainer:
         eeg_encoder = model.eeg_encoder.build(n_subjects=data.n_subjects, n_channels=data.n_channels, **sizes)
         self.fit_alignment(eeg_encoder)
         self.seeded("audio_encoder")
-        audio_encoder = model.audio_encoder.build(n_bands=data.n_bands, **sizes)
-        audio_encoder.fit_scale(_training_features(data))
-        parts = (model.embedding.model_dump(), model.eeg_encoder.model_dump(), model.audio_encoder.model_dump())
+        audio_encoder = model.audio_encoder.build(n_bands=data.features.heard.shape[1], **sizes)
+        audio_encoder.fit_scale(_of_training(data, data.features.heard))
+        parts = [model.embedding.model_dump(), model.eeg_encoder.model_dump(), model.audio_encoder.model_dump()]
+        if self.speech_model is not None:
+            parts.append({"speech_model": self.speech_model.signature})
         self.train(ContrastiveStage(eeg_encoder, audio_encoder), self.config.training.contrastive, *parts)
         return eeg_encoder, audio_encoder
 
@@ -155,7 +173,7 @@ class _Trainer:
             n_subjects=data.n_subjects, n_channels=data.n_channels, dim=data.n_bands, n_frames=data.n_frames
         )
         self.fit_alignment(encoder)
-        regressor = Regressor(encoder, _training_features(data))
+        regressor = Regressor(encoder, _of_training(data, data.features.features))
         self.train(RegressionStage(regressor), config, choice.model_dump())
         return regressor
 
@@ -260,9 +278,9 @@ def _training_stimuli(data: StudyData) -> np.ndarray:
     return np.unique(data.windows["stimulus"].to_numpy()[data.indices("train")])
 
 
-def _training_features(data: StudyData) -> Tensor:
+def _of_training(data: StudyData, features: np.ndarray) -> Tensor:
     """(n, K, F): some training stimuli, enough for a mean and a deviation."""
-    return torch.from_numpy(np.array(data.features.features[_spread(_training_stimuli(data), SCALE_STIMULI)]))
+    return torch.from_numpy(np.array(features[_spread(_training_stimuli(data), SCALE_STIMULI)]))
 
 
 def _spread(rows: np.ndarray, n: int) -> np.ndarray:

@@ -53,7 +53,7 @@ class ContrastiveStage(Stage):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         estimate = self.modules["eeg_encoder"](batch.eeg, batch.positions, batch.subject)
-        candidate = self.modules["audio_encoder"](batch.features)
+        candidate = self.modules["audio_encoder"](batch.heard)
         return {"loss": clip_loss(estimate, candidate, batch.stimulus)}
 
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
@@ -62,7 +62,7 @@ class ContrastiveStage(Stage):
         candidates: dict[int, Tensor] = {}
         for batch in batches:
             estimate = self.modules["eeg_encoder"](batch.eeg, batch.positions, batch.subject)
-            candidate = self.modules["audio_encoder"](batch.features)
+            candidate = self.modules["audio_encoder"](batch.heard)
             losses.append(float(clip_loss(estimate, candidate, batch.stimulus)))
             estimates.append(estimate)
             stimuli.append(batch.stimulus)
@@ -127,7 +127,7 @@ class DiffusionStage(Stage):
         x0 = self._latent(batch).to(batch.eeg)
         with torch.set_grad_enabled(self.contrastive_weight is not None and torch.is_grad_enabled()):
             estimate = self.eeg_encoder(batch.eeg, batch.positions, batch.subject)
-            candidate = self.audio_encoder(batch.features)
+            candidate = self.audio_encoder(batch.heard)
         cond = self._condition(estimate, candidate)
         noised = add_noise(self.scheduler, x0, self.gamma)
         predicted = self.denoiser(noised.latent, noised.t, cond).float()
