@@ -16,7 +16,7 @@ from eeg2speech.errors import UserError
 Handler = Callable[[argparse.Namespace], None]
 
 CORE = (
-    "accelerate diffusers filelock mne numpy pandas pyarrow pydantic pymatreader safetensors scipy soundfile "
+    "accelerate diffusers filelock h5py mne numpy pandas pyarrow pydantic pymatreader safetensors scipy soundfile "
     "tensorboard torch tqdm transformers yaml"
 )
 EXTRAS = {
