@@ -65,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = []
     for system in systems:
         where = place / "evaluation" / system.name
-        runner._score(system, bench, metrics, where)  # type: ignore[arg-type]
+        runner.score(system, bench, metrics, where)  # type: ignore[arg-type]
         for m in json.loads((where / runner.MEASUREMENTS).read_text()):
             kept = {key: m[key] for key in ("embedder", "value", "n", "reason", "signature")}
             results.append(MetricResult(system=system.name, metric=m["metric"]["name"], **kept))
