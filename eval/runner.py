@@ -238,7 +238,7 @@ def _stage(folder: Path) -> StageSummary | None:
     if done is None:
         return None
     values = {key: done[key] for key in ("parameters", "steps", "wall_s")}
-    return StageSummary(name=folder.name, curve=read_metrics(folder), **values)
+    return StageSummary(name=folder.name, curve=read_metrics(folder), energy_j=done.get("energy_j"), **values)
 
 
 def _provenance(config: ExperimentConfig, folder: RunFolder, data: StudyData) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from eeg2speech.batch import Batch
+from eeg2speech.energy import EnergyMeter
 from eeg2speech.errors import UserError
 from eeg2speech.runs import DONE, is_done, write_done
 from eeg2speech.schema import Config
@@ -161,6 +162,7 @@ class _Loop:
         self.sums: dict[str, Tensor] = {}  # over the steps since the last row of the log
         self.summed = 0
         self.begun_s = time.monotonic()
+        self.energy: EnergyMeter | None = EnergyMeter()
         self.log = MetricsLog(folder, enabled=self.is_main)
 
     def restore(self, resume_from: Path | None) -> None:
@@ -181,6 +183,7 @@ class _Loop:
         self.step, self.summed = found.step, found.scalars["summed"]
         self.sums = {name: torch.tensor(value, device=self.device) for name, value in found.scalars["sums"].items()}
         self.begun_s -= found.scalars["wall_s"]
+        self.energy = None  # what was used before the interruption is not known
         self.log.keep_until(self.step)
 
     def save(self) -> None:
@@ -245,6 +248,8 @@ class _Loop:
 
     def training_means(self) -> dict[str, float]:
         self._check_finite()
+        if self.energy is not None:
+            self.energy.read()
         means = self.accelerator.reduce(torch.stack(list(self.sums.values())), "mean") / self.summed
         values = {f"train/{name}": mean for name, mean in zip(self.sums, means.tolist(), strict=True)}
         values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
@@ -290,6 +295,7 @@ class _Loop:
             checkpoint.save_tensors(self.folder / WEIGHTS, self.stage.modules.state_dict())
             parameters = sum(p.numel() for p in self.trained.values())
             facts = {"stage": self.stage.name, "steps": self.step, "wall_s": self.wall_s, "parameters": parameters}
+            facts["energy_j"] = self.energy.read() if self.energy is not None else None
             write_done(self.folder, self.depends, [WEIGHTS, METRICS], facts)
             checkpoint.remove(self.folder / CHECKPOINT)
         self.accelerator.wait_for_everyone()
