@@ -157,4 +157,5 @@ def is_done(folder: Path, depends: str) -> bool:
 
 def _files_in(folder: Path) -> list[str]:
     relative = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return [name for name in relative if name != DONE and not name.endswith(".partial")]
+    # A model card is written beside a pipeline later, from results that the pipeline does not depend on.
+    return [name for name in relative if name not in (DONE, "README.md") and not name.endswith(".partial")]

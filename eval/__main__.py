@@ -1,4 +1,4 @@
-"""`python -m eval run | score | sweep | ablate`."""
+"""`python -m eval run | score | sweep | ablate | push | pull`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,18 @@ def score(arguments: argparse.Namespace) -> None:
 
     for again in rescore(arguments.run, arguments.cell):
         print(json.dumps(asdict(again)))
+
+
+def push(arguments: argparse.Namespace) -> None:
+    from eval import hub
+
+    print(hub.push(arguments.run, arguments.target))
+
+
+def pull(arguments: argparse.Namespace) -> None:
+    from eval import hub
+
+    print(hub.pull(arguments.source, arguments.folder))
 
 
 def sweep(arguments: argparse.Namespace) -> None:
@@ -88,6 +100,16 @@ def parser() -> argparse.ArgumentParser:
         "--runs", type=Path, default=Path("runs"), help="where run folders live (default: %(default)s)"
     )
     command.set_defaults(handler=ablate)
+    text = "write the model card of an evaluated run into its pipeline, and share both on the hub or in a folder"
+    command = commands.add_parser("push", help=text, description=text)
+    command.add_argument("run", type=Path, metavar="RUN_FOLDER", help="a trained and evaluated run")
+    command.add_argument("target", metavar="TARGET", help="owner/name on the hub, or a folder such as ./shared")
+    command.set_defaults(handler=push)
+    text = "fetch a shared pipeline with its card from the hub or a folder"
+    command = commands.add_parser("pull", help=text, description=text)
+    command.add_argument("source", metavar="SOURCE", help="owner/name on the hub, or a folder")
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="where it goes")
+    command.set_defaults(handler=pull)
     return root
 
 
