@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 POWERCAP = Path("/sys/class/powercap")
@@ -41,8 +40,6 @@ class EnergyMeter:
 
 
 def _gpus() -> dict[str, tuple[float, float]]:
-    if importlib.util.find_spec("pynvml") is None:
-        return {}
     import pynvml
 
     try:
