@@ -90,6 +90,12 @@ def report(session: nox.Session) -> None:
 
 
 @command
+def calibrate(session: nox.Session) -> None:
+    """Measure what the instrument reads where the truth is known; the next report shows it."""
+    run(session, "python", "-m", "eval", "calibrate", *session.posargs)
+
+
+@command
 def tests(session: nox.Session) -> None:
     """Run the tests, without those that take minutes each."""
     run(session, "pytest", "-m", "not slow", "--benchmark-skip", "--durations=10", *session.posargs)

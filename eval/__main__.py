@@ -1,4 +1,4 @@
-"""`python -m eval run | score | sweep | ablate | push | pull`."""
+"""`python -m eval run | score | sweep | ablate | calibrate | push | pull`."""
 
 from __future__ import annotations
 
@@ -60,6 +60,15 @@ def ablate(arguments: argparse.Namespace) -> None:
     run_ablation(arguments.config, arguments.runs)
 
 
+def calibrate(arguments: argparse.Namespace) -> None:
+    from eval import calibration
+
+    ladder = calibration.LADDER_DB if arguments.snr_db is None else arguments.snr_db
+    folder = arguments.runs / arguments.config.stem
+    found = calibration.calibrate(arguments.config, folder, ladder, arguments.drawn, arguments.trained)
+    print(found.save(arguments.output))
+
+
 def listed(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     """An argument that is values between commas."""
 
@@ -110,6 +119,21 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("source", metavar="SOURCE", help="owner/name on the hub, or a folder")
     command.add_argument("folder", type=Path, metavar="FOLDER", help="where it goes")
     command.set_defaults(handler=pull)
+    text = (
+        "run the embedded study over a ladder of SNRs and many experiments of known truth; continues where it stopped"
+    )
+    command = commands.add_parser("calibrate", help=text, description=text)
+    command.add_argument("--config", type=Path, default=Path("configs/calibrate.yaml"), help="default: %(default)s")
+    command.add_argument("--runs", type=Path, default=Path("runs"), help="where its folder lies (default: %(default)s)")
+    rungs = "the rungs, as in --snr-db=-inf,-20,0 where -inf is no response (default: -inf,-30,-20,-10,0,20)"
+    command.add_argument("--snr-db", type=listed(float), metavar="DB,..", help=rungs)
+    many = "null experiments of each kind that need no training (default: %(default)s)"
+    command.add_argument("--drawn", type=int, default=1000, help=many)
+    few = "null experiments that train the contrastive stage (default: %(default)s)"
+    command.add_argument("--trained", type=int, default=20, help=few)
+    where = "where calibration.json goes (default: %(default)s)"
+    command.add_argument("--output", type=Path, default=Path("reports/published/calibration"), help=where)
+    command.set_defaults(handler=calibrate)
     return root
 
 

@@ -219,3 +219,62 @@ class SweepResult(Config):
             raise UserError(
                 f"{path} cannot be read ({str(error).splitlines()[0]}): delete it and sweep again"
             ) from error
+
+
+class Rung(Config):
+    """The embedded study at one signal-to-noise ratio: the cells of one small run."""
+
+    snr_db: float = Field(description="as `study.snr_db`; -inf: the EEG holds no response")
+    systems: list[SystemInfo]
+    results: list[MetricResult]
+    comparisons: list[Comparison]
+    signature: str = Field(description="of the run, see RunResult")
+
+
+class ExperimentSeries(Config):
+    """Many experiments with one known truth, and how often the claim came out."""
+
+    name: str
+    description: str = Field(description="what one experiment is, in a sentence or two")
+    truth: str = Field(description="'null' (the EEG says nothing) or 'effect' (one of known size was planted)")
+    metric: str
+    expected: float = Field(description="alpha under the null; the computed power where an effect was planted")
+    n: int
+    significant: int = Field(description="experiments with p < alpha, in either direction")
+    beats: int = Field(description="those in which eeg was also the better one: 'eeg beats shuffled'")
+    rate: float = Field(description="significant / n")
+    ci: tuple[float, float] = Field(description="95 %, Clopper & Pearson, of `rate`")
+    beats_ci: tuple[float, float] = Field(description="95 %, Clopper & Pearson, of beats / n")
+    p: list[float] = Field(description="of every experiment, in order")
+
+
+class Calibration(Config):
+    """`calibration.json`: what the instrument reads where the truth is known."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    study: str
+    simulated: bool
+    alpha: float
+    metrics: list[MetricInfo]
+    rungs: list[Rung] = Field(description="by rising SNR")
+    series: list[ExperimentSeries]
+    config: dict[str, Any] = Field(description="of a rung, before its SNR is set")
+    environment: dict[str, Any] = Field(description="versions, hardware, git SHA and dirty flag")
+
+    def save(self, folder: Path) -> Path:
+        """Writes `calibration.json` atomically and returns its path."""
+        path = folder / "calibration.json"
+        write_atomically(path, self.model_dump_json(indent=1))
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Raises UserError naming the file where it is missing or damaged."""
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}): run `nox -s calibrate` first") from error
+        except ValueError as error:
+            said = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} is no calibration of this version ({said}): calibrate again") from error

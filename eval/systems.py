@@ -84,24 +84,7 @@ class Bench:
     @cached_property
     def other_windows(self) -> np.ndarray:
         """For each test example, the row of a test window of the same listener and another stimulus."""
-        rng = np.random.default_rng([self.seed, 1])
-        examples, other = self.test.examples, np.empty_like(self.windows)
-        for subject, group in examples.groupby("subject", sort=True):
-            places = group.index.to_numpy()
-            stimuli = examples["stimulus"].to_numpy()[places]
-            order = rng.permutation(len(places))
-            # In an order where equal stimuli are neighbours, moving on by the size of the largest
-            # group gives everyone another stimulus, wherever that is possible at all.
-            relabelled = rng.permutation(len(self.test.stimuli))[stimuli]
-            order = order[np.argsort(relabelled[order], kind="stable")]
-            largest = int(np.bincount(stimuli).max())
-            moved = np.roll(order, -largest)
-            if (stimuli[order] == stimuli[moved]).any():
-                raise UserError(
-                    f"listener {subject} has heard too few different test stimuli to shuffle: raise splits.test"
-                )
-            other[places[order]] = self.windows[places[moved]]
-        return other
+        return self.windows[other_examples(self.test, self.seed)]
 
     @torch.no_grad()
     def generate(self, cond: Tensor, stimulus: np.ndarray) -> np.ndarray:
@@ -121,6 +104,31 @@ class Bench:
         seeds, size = self.seeds(stimulus), self.sampling.batch_size
         slices = [slice(i, i + size) for i in range(0, len(stimulus), size)]
         return torch.cat([make(rows, seeds[rows]) for rows in slices]).float().cpu().numpy()
+
+
+def other_examples(test: TestSet, seed: int) -> np.ndarray:
+    """(n,) for each test example another one: the same listener's, of another stimulus, each used once.
+
+    Raises UserError where a listener heard too few different stimuli for that.
+    """
+    rng = np.random.default_rng([seed, 1])
+    examples, other = test.examples, np.empty(len(test.examples), dtype=np.int64)
+    for subject, group in examples.groupby("subject", sort=True):
+        places = group.index.to_numpy()
+        stimuli = examples["stimulus"].to_numpy()[places]
+        order = rng.permutation(len(places))
+        # In an order where equal stimuli are neighbours, moving on by the size of the largest
+        # group gives everyone another stimulus, wherever that is possible at all.
+        relabelled = rng.permutation(len(test.stimuli))[stimuli]
+        order = order[np.argsort(relabelled[order], kind="stable")]
+        largest = int(np.bincount(stimuli).max())
+        moved = np.roll(order, -largest)
+        if (stimuli[order] == stimuli[moved]).any():
+            raise UserError(
+                f"listener {subject} has heard too few different test stimuli to shuffle: raise splits.test"
+            )
+        other[places[order]] = places[moved]
+    return other
 
 
 class System(ABC):

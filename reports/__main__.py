@@ -18,8 +18,15 @@ class MismatchError(Exception):
 def build(arguments: argparse.Namespace) -> None:
     from reports.build import build as render
 
-    embed, measured = arguments.sounds == "embedded", arguments.benchmarks
-    print(render(arguments.runs, arguments.output, embed=embed, benchmark_results=measured))
+    print(
+        render(
+            arguments.runs,
+            arguments.output,
+            embed=arguments.sounds == "embedded",
+            benchmark_results=arguments.benchmarks,
+            calibration_results=arguments.calibration,
+        )
+    )
 
 
 def verify(arguments: argparse.Namespace) -> None:
@@ -51,6 +58,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--sounds", choices=("embedded", "files"), default="embedded", help=how)
     measured = "folder of `nox -s bench` results, shown as benchmarks.html where it holds any (default: %(default)s)"
     command.add_argument("--benchmarks", type=Path, default=Path("benchmarks/results"), help=measured)
+    known = "folder of `nox -s calibrate` results, shown as calibration.html where it holds any (default: %(default)s)"
+    command.add_argument("--calibration", type=Path, default=Path("reports/published/calibration"), help=known)
     command.set_defaults(handler=build)
     text = "re-compute stored values from the per-example table; exit code 1 where one differs"
     command = commands.add_parser("verify", help=text, description=text)

@@ -13,7 +13,7 @@ import pandas as pd
 from eeg2speech.errors import UserError
 from eeg2speech.files import atomic_path, write_atomically
 from eval.results import RunResult
-from reports import benchmarks, cards, comparison, curves, exports, figures, formatting, sweeps, tables
+from reports import benchmarks, cards, comparison, curves, exports, figures, formatting, psychometric, sweeps, tables
 from reports.finding import find_out, seeds_note, simulation_note
 from reports.listening import Room, build_room, ratio
 from reports.page import render
@@ -25,13 +25,19 @@ EXAMPLES_PER_SYSTEM = 200
 
 
 def build(
-    run_folders: Sequence[Path], output: Path, *, embed: bool = True, benchmark_results: Path | None = None
+    run_folders: Sequence[Path],
+    output: Path,
+    *,
+    embed: bool = True,
+    benchmark_results: Path | None = None,
+    calibration_results: Path | None = None,
 ) -> Path:
     """Writes `output/index.html`, `output/results.csv` and per run `output/runs/<name>/` with its tables and cards.
 
     One run: index.html is its report. Several: index.html compares them, and each run's report is
     `runs/<name>/index.html`. Sounds are inside the page, or files beside its tables where `embed` is False.
-    A folder of `benchmark_results` that holds any becomes `output/benchmarks.html`.
+    A folder of `benchmark_results` that holds any becomes `output/benchmarks.html`, and a folder of
+    `calibration_results` `output/calibration.html`.
     Raises UserError naming the file where a run folder is incomplete, or two runs share a name.
     """
     output = Path(output)
@@ -41,21 +47,26 @@ def build(
         if slugs.count(name) > 1:
             raise UserError(f"two of the run folders hold a run named {name!r}: evaluate one under another --name")
     measured = benchmarks.load(benchmark_results) if benchmark_results is not None else []
+    calibration = psychometric.load(calibration_results)
     single = len(loaded) == 1
     for (folder, run, examples), name in zip(loaded, slugs, strict=True):
         place, links = output / "runs" / name, f"runs/{name}/" if single else ""
         room = build_room(folder, run, examples, None if embed else f"{links}sounds/")
         export(run, examples, room, place)
-        speed = ("" if single else "../../") + "benchmarks.html" if measured else ""
-        page = report(run, examples, room, links, speed, sweeps.pictures(folder, run))
+        up = "" if single else "../../"
+        others = (f"{up}benchmarks.html" if measured else "", f"{up}calibration.html" if calibration else "")
+        page = report(run, examples, room, links, *others, swept=sweeps.pictures(folder, run))
         write_atomically(output / "index.html" if single else place / "index.html", page)
     runs = [run for _, run, _ in loaded]
     frame = pd.concat([exports.results_frame(run) for run in runs], ignore_index=True)
     write_atomically(output / "results.csv", exports.frame_to_csv(frame))
     if measured:
         write_atomically(output / "benchmarks.html", benchmarks.page(measured))
+    if calibration is not None:
+        write_atomically(output / "calibration.html", psychometric.page(calibration))
     if not single:
-        write_atomically(output / "index.html", comparison.page(runs, slugs, "benchmarks.html" if measured else ""))
+        others = ("benchmarks.html" if measured else "", "calibration.html" if calibration else "")
+        write_atomically(output / "index.html", comparison.page(runs, slugs, *others))
     return output / "index.html"
 
 
@@ -86,10 +97,11 @@ def report(
     room: Room,
     links: str,
     speed: str = "",
+    calibrated: str = "",
     swept: Sequence[figures.Picture] = (),
 ) -> str:
-    """The page of one run; `links` leads from the page to the run's exported tables, `speed` to the benchmarks.
-    `swept` are the figures of its sampler."""
+    """The page of one run; `links` leads from the page to the run's exported tables, `speed` to the benchmarks,
+    `calibrated` to the calibration. `swept` are the figures of its sampler."""
     table = tables.build_table(run)
     headline = table.only(tables.headline_columns(run))
     checks = check(run, examples)
@@ -124,6 +136,7 @@ def report(
         sounds="'self' file:" if room.files else "data:",
         links=links,
         speed=speed,
+        calibrated=calibrated,
     )
 
 

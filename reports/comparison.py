@@ -137,7 +137,7 @@ def seeds_sentence(group: Configuration) -> str:
     )
 
 
-def page(runs: Sequence[RunResult], slugs: Sequence[str], speed: str = "") -> str:
+def page(runs: Sequence[RunResult], slugs: Sequence[str], speed: str = "", calibrated: str = "") -> str:
     links = [f"runs/{name}/index.html" for name in slugs]
     groups = configurations(runs)
     first = groups[0].runs[0]
@@ -159,6 +159,7 @@ def page(runs: Sequence[RunResult], slugs: Sequence[str], speed: str = "") -> st
         simulated=[run for run in runs if run.simulated],
         board=anchors.leaderboard(runs, links),
         speed=speed,
+        calibrated=calibrated,
     )
 
 
