@@ -23,14 +23,17 @@ DEFOSSEZ = "Défossez et al., Nat. Mach. Intell. 2023"
 
 
 def scores(estimate: np.ndarray, candidates: np.ndarray, block: int = 256) -> np.ndarray:
-    """(n, D, T'), (S, D, T') -> (n, S) float32, a block of estimates at a time so that memory stays flat."""
-    candidates = candidates.reshape(len(candidates), -1).astype(np.float32)
-    norms = np.linalg.norm(candidates, axis=1, keepdims=True)
-    directions = np.divide(candidates, norms, out=np.zeros_like(candidates), where=norms > 0).T
-    found = np.empty((len(estimate), len(candidates)), dtype=np.float32)
-    for start in range(0, len(estimate), block):
-        rows = np.asarray(estimate[start : start + block], dtype=np.float32)
-        found[start : start + block] = rows.reshape(len(rows), -1) @ directions
+    """(n, D, T'), (S, D, T') -> (n, S) float32, a block of each at a time: inputs may be larger than the memory."""
+    estimates, speech = (array.reshape(len(array), -1) for array in (estimate, candidates))
+    found = np.empty((len(estimates), len(speech)), dtype=np.float32)
+    for start in range(0, len(speech), block):
+        columns = slice(start, start + block)
+        directions = np.asarray(speech[columns], dtype=np.float32)
+        norms = np.linalg.norm(directions, axis=1)
+        scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+        for first in range(0, len(estimates), block):
+            rows = slice(first, first + block)
+            found[rows, columns] = np.asarray(estimates[rows], dtype=np.float32) @ directions.T * scale
     return found
 
 
