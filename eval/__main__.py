@@ -70,10 +70,10 @@ def calibrate(arguments: argparse.Namespace) -> None:
 
 
 def listed(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """An argument that is values between commas."""
+    """An argument that is values between commas; empty: none."""
 
     def values(text: str) -> tuple[Any, ...]:
-        return tuple(kind(part) for part in text.split(","))
+        return tuple(kind(part) for part in text.split(",")) if text else ()
 
     values.__name__ = f"list of {kind.__name__}"  # what argparse calls it where it is wrong
     return values
