@@ -108,7 +108,8 @@ def make_bench(config: ExperimentConfig, trained: Trained) -> Bench:
         )
     windows = data.indices("test")[table["stimulus"].isin(stimuli).to_numpy()]
     heard = data.windows.iloc[windows]
-    described = data.stimuli.iloc[stimuli][["stimulus_id", "text"]].reset_index(drop=True)
+    described = data.stimuli.iloc[stimuli][["stimulus_id", "text", "sound"]].reset_index(drop=True)
+    described = described.rename(columns={"sound": "story"})
     columns = ["study", "subject", "recording", "stimulus_id", "text"]
     examples = (
         heard[columns]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.results import Calibration, ExperimentSeries, MetricInfo, MetricResult, Rung
 from reports.figures import Picture
-from reports.formatting import clean, flatten, is_number, label, plain
+from reports.formatting import clean, flatten, is_number, label, plain, quantity
 from reports.page import render
 from reports.svg import PALETTE, figure, inline, style
 
@@ -103,7 +103,7 @@ def _curve(calibration: Calibration, info: MetricInfo, embedder: str | None, nam
                 shown.append(f"{system} " + ", ".join(plain(p.value, info.unit) for p in line))
         if info.chance is not None and is_number(info.chance):
             axes.axhline(k * info.chance, color=PALETTE["muted"], lw=1, ls=(0, (2, 2)), zorder=0)
-            said.append(f"dotted: chance, {plain(info.chance, info.unit)}")
+            said.append(f"dotted: chance, {quantity(info.chance, info.unit)}")
         axis.draw(axes)
         unit = f" ({info.unit})" if info.unit else ""
         axes.set_ylabel(f"{label(title, 36)}{unit}, {'higher' if info.higher_is_better else 'lower'} is better")

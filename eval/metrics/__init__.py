@@ -45,6 +45,7 @@ METRICS: dict[str, MetricMaker] = {
     "top1": _one("retrieval:TopK", k=1),
     "top5": _one("retrieval:TopK", k=5),
     "top10": _one("retrieval:TopK", k=10),
+    "top1_same_story": _one("story_retrieval:SameStoryTopK"),
     "mrr": _one("retrieval:MeanReciprocalRank"),
     "median_rank": _seeded("retrieval:MedianRank"),
     "audio_to_speech_top1": _one("audio_retrieval:AudioRetrieval", direction="audio_to_speech"),

@@ -26,7 +26,8 @@ class TestSet:
     examples: pd.DataFrame
     """A row per (subject, stimulus): example, study, subject, stimulus_id, stimulus (row of `stimuli`), text."""
     stimuli: pd.DataFrame
-    """A row per stimulus: stimulus_id, text ("" where no whole word lies inside the window)."""
+    """A row per stimulus: stimulus_id, text ("" where no whole word lies inside the window), and where it is known
+    story: the sound file that the stimulus was cut from."""
     waveform: np.ndarray | None
     """(S, N) float32 at 16 kHz, |x| <= 1; None where the study has no audio."""
     candidates: np.ndarray
