@@ -255,3 +255,35 @@ def test_a_manifest_that_is_absent_or_no_manifest(tmp_path: Path) -> None:
         (tmp_path / "m.json").write_text(text)
         with pytest.raises(UserError, match=r"m\.json"):
             read(from_manifest(tmp_path, "m.json"), tmp_path)
+
+
+def test_an_npz_may_say_its_own_rate(tmp_path: Path) -> None:
+    eeg = np.random.default_rng(0).standard_normal((4, 640)).astype(np.float32)
+    np.save(tmp_path / "envelope.npy", np.ones(640, dtype=np.float32))
+    row = {"subject": "01", "features": "envelope.npy", "rate": "64"}
+    np.savez(tmp_path / "a.npz", eeg=eeg, sfreq=128.0)
+    np.savez(tmp_path / "b.npz", eeg=eeg, sfreq=[128.0, 64.0])
+    for name, message in (("a.npz", None), ("b.npz", r"b\.npz: sfreq holds float64 \(2,\), not one number")):
+        write_manifest(tmp_path, "json", {"file": name, **row})
+        study = from_manifest(tmp_path, "manifest.json", sfreq=None, samples_first=False).build()
+        study.prepare(tmp_path / "generated")
+        if message is None:
+            (recording,) = study.iter_recordings()
+            assert recording.sfreq == 128.0
+        else:
+            with pytest.raises(UserError, match=message):
+                list(study.iter_recordings())
+
+
+def test_null_is_a_word_and_a_time_is_a_number(tmp_path: Path) -> None:
+    write_story(tmp_path)
+    write_manifest(tmp_path, "csv", ROW)
+    head = "word,onset_s,duration_s,sentence\n"
+    (tmp_path / "words.csv").write_text(f"{head}null,4.5,0.3,0\nNA,5.0,0.4,0\n")
+    study = from_manifest(tmp_path, montage=None, ch_names=None, sfreq=None).build()
+    study.prepare(tmp_path / "generated")
+    (recording,) = study.iter_recordings()
+    assert list(recording.words["word"]) == ["null", "NA"]
+    (tmp_path / "words.csv").write_text(f"{head}once,soon,0.3,0\n")
+    with pytest.raises(UserError, match=r"words\.csv: this word table cannot be read .*soon"):
+        list(study.iter_recordings())

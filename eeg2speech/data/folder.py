@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,13 +15,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from eeg2speech.data.base import SOUND_COLUMNS, WORD_COLUMNS, EEGSource, Recording, SpeechStudy
 from eeg2speech.data.features import load_array
-from eeg2speech.data.sources import MneSource, NpzSource, npz_array
+from eeg2speech.data.mne_files import electrodes, open_raw, picked, sensors, standard_montage
+from eeg2speech.data.sources import MneSource, NpzSource, has_array, npz_array, npz_number
 from eeg2speech.errors import UserError
 from eeg2speech.files import atomic_path, digest
 from eeg2speech.schema import Config
-
-if TYPE_CHECKING:
-    import mne
 
 
 class ManifestRow(Config):
@@ -71,14 +69,14 @@ class FolderStudyConfig(Config):
     eeg_array: str = Field(default="eeg", description="npz: name of the EEG array")
     samples_first: bool = Field(default=False, description="npz: True for (samples, channels)")
     sfreq: float | str | None = Field(
-        default=None, description="npz: EEG rate in Hz, or the name of the array that holds it"
+        default=None, description="npz: EEG rate in Hz, or the name of the array that holds it; default: sfreq"
     )
     ch_names: tuple[str, ...] | None = Field(
         default=None, description="in the order of the channels; default: of the file, or (npz) of the montage"
     )
     montage: str | None = Field(default=None, description="an MNE built-in montage; default: positions in the file")
     isolated_sentences: bool = Field(default=False, description="True: every sound is one sentence")
-    modality: str = "EEG"
+    modality: str = Field(default="EEG", description="EEG or MEG: which channels of an MNE file are taken")
     licence: str = "not stated"
     citation: str = "not stated"
 
@@ -198,28 +196,32 @@ class FolderStudy(SpeechStudy):
     def _open_npz(self, path: Path) -> tuple[EEGSource, float, tuple[str, ...], np.ndarray]:
         config = self.config
         source = NpzSource(path, config.eeg_array, config.samples_first)
-        if config.sfreq is None:
-            raise UserError(f"{path}: an npz needs study.sfreq (Hz, or the name of the array that holds it)")
-        sfreq = float(npz_array(path, config.sfreq)) if isinstance(config.sfreq, str) else config.sfreq
-        montage = self._montage()
+        sfreq = config.sfreq
+        if sfreq is None and has_array(path, "sfreq"):
+            sfreq = "sfreq"
+        if sfreq is None:
+            raise UserError(
+                f"{path}: an npz needs study.sfreq (Hz, or the name of the array that holds it) or an array sfreq"
+            )
+        if isinstance(sfreq, str):
+            sfreq = npz_number(path, sfreq)
+        montage = standard_montage(config.montage) if config.montage else None
         ch_names = config.ch_names or (tuple(montage.ch_names) if montage else ())
         self._check_names(path, ch_names, source.n_channels)
-        return source, sfreq, ch_names, self._positions(path, montage, ch_names)
+        return source, sfreq, ch_names, electrodes(path, montage, ch_names)
 
     def _open_mne(self, path: Path) -> tuple[EEGSource, float, tuple[str, ...], np.ndarray]:
-        import mne
-
-        try:
-            raw = mne.io.read_raw(path, preload=False, verbose="error")
-        except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
-            raise UserError(f"{path}: MNE cannot read this EEG ({error}); convert it to FIF, EDF or npz") from error
-        picks = mne.pick_types(raw.info, eeg=True, exclude=[])
-        if not len(picks):
-            raise UserError(f"{path}: has no channel of type EEG; set the channel types in the file")
-        ch_names = self.config.ch_names or tuple(raw.ch_names[i] for i in picks)
+        config = self.config
+        raw = open_raw(path)
+        picks = picked(path, raw, config.modality)
+        ch_names = config.ch_names or tuple(raw.ch_names[i] for i in picks)
         self._check_names(path, ch_names, len(picks))
-        montage = self._montage() or raw.get_montage()
-        return MneSource(raw, picks), float(raw.info["sfreq"]), ch_names, self._positions(path, montage, ch_names)
+        if config.modality.upper() == "MEG" and config.montage is None:
+            positions = sensors(path, raw, picks)
+        else:
+            montage = standard_montage(config.montage) if config.montage else raw.get_montage()
+            positions = electrodes(path, montage, ch_names)
+        return MneSource(raw, picks), float(raw.info["sfreq"]), ch_names, positions
 
     def _check_names(self, path: Path, ch_names: tuple[str, ...], n_channels: int) -> None:
         if len(ch_names) != n_channels:
@@ -227,25 +229,6 @@ class FolderStudy(SpeechStudy):
             raise UserError(f"{path}: has {n_channels} EEG channels, {len(ch_names)} are named; {hint}")
         if len(set(ch_names)) < n_channels:
             raise UserError(f"{path}: two channels are named alike; set study.ch_names")
-
-    def _montage(self) -> mne.channels.DigMontage | None:
-        import mne
-
-        if self.config.montage is None:
-            return None
-        try:
-            return mne.channels.make_standard_montage(self.config.montage)
-        except ValueError as error:
-            known = ", ".join(mne.channels.get_builtin_montages())
-            raise UserError(f"study.montage: MNE has no {self.config.montage!r}; choose one of {known}") from error
-
-    def _positions(self, path: Path, montage: mne.channels.DigMontage | None, ch_names: tuple[str, ...]) -> np.ndarray:
-        from eeg2speech.data.matrix import layout
-
-        known = set() if montage is None else set(montage.get_positions()["ch_pos"])
-        if montage is None or not known & set(ch_names):
-            raise UserError(f"{path}: no position is known for any of {', '.join(ch_names[:4])}...; set study.montage")
-        return layout(montage, list(ch_names))
 
     def _sound(self, row: ManifestRow) -> tuple[str, float, float, str, float, float]:
         name, array = _split(row.audio or row.features)
@@ -282,17 +265,20 @@ class FolderStudy(SpeechStudy):
         return target
 
     def _words(self, rows: list[ManifestRow]) -> pd.DataFrame:
-        tables = []
-        for name in dict.fromkeys(row.words for row in rows if row.words):
-            path = self.config.root / name
-            table = pd.read_csv(path)
-            lacking = [column for column in WORD_COLUMNS if column not in table]
-            if lacking:
-                raise UserError(
-                    f"{path}: has no column {', '.join(lacking)}; a word table has {', '.join(WORD_COLUMNS)}"
-                )
-            tables.append(table[list(WORD_COLUMNS)])
+        names = dict.fromkeys(row.words for row in rows if row.words)
+        tables = [_word_table(self.config.root / name) for name in names]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(WORD_COLUMNS))
+
+
+def _word_table(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, keep_default_na=False)  # "null" and "nan" are words
+        lacking = [column for column in WORD_COLUMNS if column not in table]
+        if lacking:
+            raise UserError(f"{path}: has no column {', '.join(lacking)}; a word table has {', '.join(WORD_COLUMNS)}")
+        return table[list(WORD_COLUMNS)].astype({"word": str, "onset_s": float, "duration_s": float})
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: this word table cannot be read ({error}); write it as a CSV of numbers") from error
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -262,9 +262,13 @@ def sensor_positions() -> np.ndarray:
 def layout(montage: mne.channels.DigMontage, ch_names: list[str]) -> np.ndarray:
     """(C, 2) in the unit square: azimuthal equidistant projection from the vertex; NaN where unknown."""
     known = montage.get_positions()["ch_pos"]
-    xyz = np.array([known.get(name, np.full(3, np.nan)) for name in ch_names])
+    return plane(np.array([known.get(name, np.full(3, np.nan)) for name in ch_names]))
+
+
+def plane(xyz: np.ndarray) -> np.ndarray:
+    """(C, 3) around the origin, z up -> (C, 2), as `layout` says."""
     xyz = xyz / np.linalg.norm(xyz, axis=1, keepdims=True)
     from_vertex = np.arccos(np.clip(xyz[:, 2], -1.0, 1.0))
     azimuth = np.arctan2(xyz[:, 1], xyz[:, 0])
-    plane = from_vertex[:, None] * np.stack([np.cos(azimuth), np.sin(azimuth)], axis=1)
-    return (0.5 + plane / (2.0 * np.nanmax(np.abs(plane)))).astype(np.float32)
+    flat = from_vertex[:, None] * np.stack([np.cos(azimuth), np.sin(azimuth)], axis=1)
+    return (0.5 + flat / (2.0 * np.nanmax(np.abs(flat)))).astype(np.float32)

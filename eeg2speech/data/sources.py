@@ -83,6 +83,23 @@ def npz_array(path: Path, array: str) -> np.ndarray:
         ) from error
 
 
+def has_array(path: Path, array: str) -> bool:
+    """Raises UserError where `path` is no npz."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return f"{array}.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: no npz that can be read ({error}); write it again by numpy.savez") from error
+
+
+def npz_number(path: Path, array: str) -> float:
+    """An array of one value. Raises UserError naming file and array."""
+    values = npz_array(path, array)
+    if values.size != 1 or not np.issubdtype(values.dtype, np.number):
+        raise UserError(f"{path}: {array} holds {values.dtype} {values.shape}, not one number; write one")
+    return float(values.item())
+
+
 @dataclass(frozen=True)
 class MatSource:
     """An EEGSource over an array (n_samples, channels) of a MATLAB file; the array is read when first asked for."""
