@@ -16,8 +16,8 @@ from eeg2speech.errors import UserError
 Handler = Callable[[argparse.Namespace], None]
 
 CORE = (
-    "accelerate diffusers filelock h5py huggingface_hub mne numpy pandas pyarrow pydantic pymatreader pynvml "
-    "safetensors scipy soundfile tensorboard torch tqdm transformers yaml"
+    "accelerate diffusers filelock h5py huggingface_hub mne mne_bids numpy pandas pyarrow pydantic pymatreader "
+    "pynvml safetensors scipy soundfile tensorboard torch tqdm transformers yaml"
 )
 EXTRAS = {
     "matrix": "hibari",

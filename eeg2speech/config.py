@@ -10,10 +10,13 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from eeg2speech import audio
+from eeg2speech.data.audioeeg import AudioEEGStudy, AudioEEGStudyConfig
 from eeg2speech.data.base import SpeechStudy
+from eeg2speech.data.bids import BidsStudy, BidsStudyConfig
 from eeg2speech.data.brennan2019 import Brennan2019Study, Brennan2019StudyConfig
 from eeg2speech.data.broderick2019 import Broderick2019Study, Broderick2019StudyConfig
 from eeg2speech.data.folder import FolderStudy, FolderStudyConfig
+from eeg2speech.data.gwilliams2022 import Gwilliams2022Study, Gwilliams2022StudyConfig
 from eeg2speech.data.matrix import MatrixStudy, MatrixStudyConfig
 from eeg2speech.data.preprocessing import PreprocessingConfig
 from eeg2speech.data.protocol import expanded
@@ -38,9 +41,18 @@ STUDIES: dict[str, type[SpeechStudy]] = {
     "folder": FolderStudy,
     "brennan2019": Brennan2019Study,
     "broderick2019": Broderick2019Study,
+    "gwilliams2022": Gwilliams2022Study,
+    "audioeeg": AudioEEGStudy,
+    "bids": BidsStudy,
 }
 StudyConfig = Annotated[
-    MatrixStudyConfig | FolderStudyConfig | Brennan2019StudyConfig | Broderick2019StudyConfig,
+    MatrixStudyConfig
+    | FolderStudyConfig
+    | Brennan2019StudyConfig
+    | Broderick2019StudyConfig
+    | Gwilliams2022StudyConfig
+    | AudioEEGStudyConfig
+    | BidsStudyConfig,
     Field(discriminator="name"),
 ]
 EEGEncoderConfig = Annotated[ClipConvConfig | AlignedConvConfig | LinearEncoderConfig, Field(discriminator="name")]

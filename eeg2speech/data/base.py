@@ -64,6 +64,8 @@ class Recording:
     """WORD_COLUMNS; empty where the study has no words."""
     fingerprint: str
     """Hash of the content or of (path, size, modification time) of the EEG: the cache's key."""
+    split: str = ""
+    """train, valid or test, where the study comes with lists of its own (`splits.by: study`)."""
 
 
 class SpeechStudy(ABC):
@@ -76,6 +78,14 @@ class SpeechStudy(ABC):
     modality: ClassVar[str]
     licence: ClassVar[str]
     citation: ClassVar[str]
+    consent: ClassVar[str] = "not stated: ask whoever recorded it"
+    """What the participants agreed to, as far as a reader of the data is told."""
+    source: ClassVar[str] = ""
+    """Where to get it."""
+    steps: ClassVar[str] = ""
+    """How, in full, where no plain download exists."""
+    expected: ClassVar[dict[str, float]] = {}
+    """What the whole release holds: subjects, channels, hours."""
     simulated: ClassVar[bool] = False
     isolated_sentences: ClassVar[bool] = False
     """True: windows start at sentence onsets. False: continuous speech, cut every `stride_s`."""

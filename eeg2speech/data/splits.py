@@ -24,10 +24,11 @@ MIN_SHARED_WORDS = 5
 class SplitConfig(Config):
     """How speech is divided. Train, valid and test are three different things, always."""
 
-    by: Literal["stimulus", "time", "recording", "subject", "both"] = Field(
+    by: Literal["stimulus", "time", "recording", "subject", "both", "study"] = Field(
         default="stimulus",
         description="stimulus: blocks of speech by hash; time: stretches of each sound; recording or subject: passes "
-        "the audit only where these heard different speech; both: unseen subjects hear unseen blocks, the rest is left",
+        "the audit only where these heard different speech; both: unseen subjects hear unseen blocks, the rest is "
+        "left; study: the study's own lists",
     )
     valid: float = Field(default=0.1, gt=0, lt=1)
     test: float = Field(default=0.2, gt=0, lt=1)

@@ -15,7 +15,7 @@ from eeg2speech.data.base import Recording
 from eeg2speech.data.features import ContentHashes
 from eeg2speech.data.preprocessing import PreprocessingConfig, resampled_length
 from eeg2speech.data.protocol import Stories, window_starts
-from eeg2speech.data.splits import SplitConfig, split_names, split_of, stretches, too_near
+from eeg2speech.data.splits import SPLITS, SplitConfig, split_names, split_of, stretches, too_near
 from eeg2speech.errors import UserError
 from eeg2speech.schema import Config, is_unset
 
@@ -153,6 +153,14 @@ def _assigned(recordings: Sequence[Recording], splits: SplitConfig) -> dict[str,
     if splits.by in ("subject", "both"):
         by_subject = split_names([r.subject for r in recordings], splits)
         return {r.recording: by_subject[r.subject] for r in recordings}
+    if splits.by == "study":
+        own = {r.recording: r.split for r in recordings}
+        lacking = [name for name, split in own.items() if split not in SPLITS]
+        if lacking:
+            raise UserError(
+                f"splits.by: study needs a study with lists of its own; {lacking[0]} is in none, use stimulus"
+            )
+        return own
     return split_names([r.recording for r in recordings], splits) if splits.by == "recording" else {}
 
 
