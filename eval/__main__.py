@@ -1,4 +1,4 @@
-"""`python -m eval run | score | sweep | ablate | calibrate | push | pull`."""
+"""`python -m eval run | rescore | sweep | ablate | calibrate | push | pull`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def run(arguments: argparse.Namespace) -> None:
     runner.run(experiment, RunFolder(arguments.runs / experiment.name))
 
 
-def score(arguments: argparse.Namespace) -> None:
-    from eval.rescore import rescore
+def rescore(arguments: argparse.Namespace) -> None:
+    from eval.rescore import rescore as score_again
 
-    for again in rescore(arguments.run, arguments.cell):
+    for again in score_again(arguments.run, arguments.cell):
         print(json.dumps(asdict(again)))
 
 
@@ -87,11 +87,11 @@ def parser() -> argparse.ArgumentParser:
     add_run_arguments(command)
     command.set_defaults(handler=run)
     text = "score the sounds that a run has stored once more; prints a line of JSON for each cell, and writes nothing"
-    command = commands.add_parser("score", help=text, description=text)
+    command = commands.add_parser("rescore", help=text, description=text)
     command.add_argument("run", type=Path, metavar="RUN_FOLDER")
     which = "a cell to score; may be repeated (default: all)"
     command.add_argument("--cell", action="append", default=[], metavar="SYSTEM/METRIC", help=which)
-    command.set_defaults(handler=score)
+    command.set_defaults(handler=rescore)
     text = "sample a trained run in other ways and score eeg against shuffled at each; the report then draws it"
     command = commands.add_parser("sweep", help=text, description=text)
     add_run_arguments(command)

@@ -1,5 +1,5 @@
 """Re-computes stored values: from the per-example table the sum of numerators over the sum of denominators, and
-what belongs to a whole set of sounds by scoring the stored sounds once more (`python -m eval score`)."""
+what belongs to a whole set of sounds by scoring the stored sounds once more (`python -m eval rescore`)."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ def _compared(result: MetricResult, value: float | None) -> Check:
 
 
 def score_again(folder: Path, checks: Sequence[Check], cells: Sequence[str]) -> list[Check]:
-    """The checks with what `python -m eval score` makes of the stored sounds where the table decides nothing.
+    """The checks with what `python -m eval rescore` makes of the stored sounds where the table decides nothing.
 
     Raises UserError with its reason where that command fails.
     """
     named = [argument for cell in cells for argument in ("--cell", cell)]
-    command = [sys.executable, "-m", "eval", "score", str(folder), *named]
+    command = [sys.executable, "-m", "eval", "rescore", str(folder), *named]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or ["no reason was given"]
