@@ -1,4 +1,4 @@
-"""`python -m eval run | rescore | sweep | ablate | calibrate | push | pull`."""
+"""`python -m eval run | manifest | score | rescore | sweep | ablate | calibrate | push | pull`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eeg2speech.cli import add_run_arguments, execute
+from eeg2speech.errors import UserError
+
+if TYPE_CHECKING:
+    from eval.yardstick import Yardstick
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -27,6 +31,45 @@ def rescore(arguments: argparse.Namespace) -> None:
 
     for again in score_again(arguments.run, arguments.cell):
         print(json.dumps(asdict(again)))
+
+
+def yardstick(arguments: argparse.Namespace) -> Yardstick:
+    """What --run, else --config, else the one evaluated run of --study gives; all three must agree."""
+    from eeg2speech import config
+    from eval.yardstick import find_run, of_config, of_run
+
+    if arguments.config is not None and arguments.run is not None:
+        raise UserError("--config and --run: give one; a run knows its config")
+    if arguments.config is None and arguments.overrides:
+        raise UserError("--set changes a config: name one by --config")
+    if arguments.config is not None:
+        # The name is of the folder that is written, not of the config that is read.
+        found = of_config(config.load(arguments.config, arguments.overrides), arguments.runs)
+    elif arguments.run is not None or arguments.study is not None:
+        found = of_run(arguments.run or find_run(arguments.runs, arguments.study))
+    else:
+        raise UserError("name what to score against: --study NAME, --run RUN_FOLDER or --config YAML")
+    if arguments.study not in (None, found.study):
+        raise UserError(f"--study {arguments.study}: {found.name} is of study {found.study}; correct one of them")
+    return found
+
+
+def manifest(arguments: argparse.Namespace) -> None:
+    from eval.submission import write_template
+
+    for path in write_template(yardstick(arguments), arguments.output):
+        print(path)
+
+
+def score(arguments: argparse.Namespace) -> None:
+    from eeg2speech.runs import RunFolder, run_name
+    from eval import submission
+
+    against, wavs = yardstick(arguments), arguments.wavs
+    name = run_name(wavs.resolve(), (), arguments.name or wavs.resolve().name, None)
+    metrics = against.metrics(arguments.runs / "cache" / "weights")
+    listed = arguments.manifest or wavs / submission.MANIFEST
+    submission.score(against, wavs, listed, RunFolder(arguments.runs / name), metrics)
 
 
 def push(arguments: argparse.Namespace) -> None:
@@ -79,6 +122,20 @@ def listed(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     return values
 
 
+def add_yardstick_arguments(command: argparse.ArgumentParser) -> None:
+    """The arguments that name what a submission is scored against."""
+    text = "what was listened to; alone: the one evaluated run of it under --runs"
+    command.add_argument("--study", metavar="NAME", help=text)
+    command.add_argument("--run", type=Path, metavar="RUN_FOLDER", help="an evaluated run, whose rows stand beside it")
+    text = "instead of a run: score on the test set of a config, which needs the study's data and no training"
+    command.add_argument("--config", type=Path, metavar="YAML", help=text)
+    text = "override one value of the config; may be repeated"
+    command.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help=text)
+    command.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="where run folders live (default: %(default)s)"
+    )
+
+
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m eval", description="Score generated speech against its controls.")
     commands = root.add_subparsers(required=True, metavar="command")
@@ -92,6 +149,18 @@ def parser() -> argparse.ArgumentParser:
     which = "a cell to score; may be repeated (default: all)"
     command.add_argument("--cell", action="append", default=[], metavar="SYSTEM/METRIC", help=which)
     command.set_defaults(handler=rescore)
+    text = "write the list of examples that a submission answers, and of the windows it may be trained on"
+    command = commands.add_parser("manifest", help=text, description=text)
+    add_yardstick_arguments(command)
+    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="where manifest.csv goes")
+    command.set_defaults(handler=manifest)
+    text = "score the sounds of another system beside the rows of an evaluated run, and write results.json"
+    command = commands.add_parser("score", help=text, description=text)
+    command.add_argument("--wavs", type=Path, required=True, metavar="DIR", help="the sounds, and manifest.csv")
+    add_yardstick_arguments(command)
+    command.add_argument("--manifest", type=Path, metavar="CSV", help="default: manifest.csv beside the sounds")
+    command.add_argument("--name", help="of the run folder that is written (default: the name of DIR)")
+    command.set_defaults(handler=score)
     text = "sample a trained run in other ways and score eeg against shuffled at each; the report then draws it"
     command = commands.add_parser("sweep", help=text, description=text)
     add_run_arguments(command)

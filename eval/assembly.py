@@ -39,16 +39,17 @@ class Scored:
 
 
 def assemble(
-    scored: list[Scored], examples: pd.DataFrame, about: dict[str, Any], config: EvaluationConfig
+    scored: list[Scored], examples: pd.DataFrame, about: dict[str, Any], config: EvaluationConfig, claim: str = CLAIM
 ) -> RunResult:
-    """`about`: the fields of RunResult that no metric decides."""
+    """`about`: the fields of RunResult that no metric decides; `claim`: the row that the others are compared with."""
     infos: dict[str, MetricInfo] = {}
     for measurement in (m for s in scored for m in s.measurements):
         info = MetricInfo(**measurement["metric"])
         # A metric that was not run may not know its chance level; prefer the description that does.
         if info.name not in infos or infos[info.name].chance is None:
             infos[info.name] = info
-    comparisons = [c for info in infos.values() if info.per_example for c in compare(info, scored, examples, config)]
+    per_example = [info for info in infos.values() if info.per_example]
+    comparisons = [c for info in per_example for c in compare(info, scored, examples, config, claim)]
     return RunResult(
         systems=[s.info for s in scored],
         metrics=list(infos.values()),
@@ -86,10 +87,10 @@ def _interval(rows: pd.DataFrame, metric: str, config: EvaluationConfig) -> tupl
 
 
 def compare(
-    info: MetricInfo, scored: list[Scored], examples: pd.DataFrame, config: EvaluationConfig
+    info: MetricInfo, scored: list[Scored], examples: pd.DataFrame, config: EvaluationConfig, claim: str = CLAIM
 ) -> list[Comparison]:
     """The claim against every floor and rival in one metric; Holm over the floors."""
-    rows = [_comparison(info, s, examples, config) for s in scored if s.role in ("floor", "rival")]
+    rows = [_comparison(info, s, examples, config, claim) for s in scored if s.role in ("floor", "rival")]
     floors = [i for i, row in enumerate(rows) if row.role == "floor"]
     adjusted = statistics.holm([rows[i].p for i in floors])
     for i, p in zip(floors, adjusted, strict=True):
@@ -97,13 +98,15 @@ def compare(
     return rows
 
 
-def _comparison(info: MetricInfo, other: Scored, examples: pd.DataFrame, config: EvaluationConfig) -> Comparison:
+def _comparison(
+    info: MetricInfo, other: Scored, examples: pd.DataFrame, config: EvaluationConfig, claim: str
+) -> Comparison:
     blank = Comparison(metric=info.name, system=other.name, role=other.role, gain=None)
-    for system in (CLAIM, other.name):
+    for system in (claim, other.name):
         run = examples.loc[examples["system"] == system]
         if info.name not in run or run[info.name].isna().all():
             return blank.model_copy(update={"reason": f"{info.name} was not run for {system}"})
-    pairs = statistics.pair(examples, info.name, other.name, CLAIM)
+    pairs = statistics.pair(examples, info.name, other.name, claim)
     gain = statistics.paired_gain(pairs, info.higher_is_better, config.n_resamples, config.seed)
     if gain is None:
         return blank.model_copy(update={"reason": "fewer than two stimuli are paired"})

@@ -61,12 +61,16 @@ def _again(metric: Metric, truth: TestSet, output: SystemOutput) -> Again:
 
 
 def stored_test_set(folder: Path, examples: pd.DataFrame) -> TestSet:
-    """The stimuli in the order in which they were scored; no candidates, for no embedding is stored."""
+    """The stimuli in the order in which they were scored.
+
+    No embedding is stored: the candidates are the sounds themselves, which tell how many differ and rank nothing.
+    """
     rows = examples[examples["system"] == TRUTH]
     if rows.empty or rows["wav"].isna().any():
         raise UserError(f"{folder}: the run has no sounds of the row {TRUTH!r}, against which the others are scored")
     stimuli = pd.DataFrame({"stimulus_id": rows["stimulus_id"].to_numpy(), "text": _texts(rows)})
-    return TestSet(examples, stimuli, _waveforms(folder, rows), np.zeros((len(rows), 1, 1), dtype=np.float32))
+    waveform = _waveforms(folder, rows)
+    return TestSet(examples, stimuli, waveform, waveform[:, None])
 
 
 def stored_output(folder: Path, system: str, rows: pd.DataFrame, truth: TestSet) -> SystemOutput:

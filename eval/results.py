@@ -110,6 +110,16 @@ class StageSummary(Config):
     curve: list[dict[str, float]] = Field(description="rows of the stage's metrics log: step and values")
 
 
+class Submission(Config):
+    """Where the claim's sounds are from, where no model of this package made them."""
+
+    sounds: str = Field(description="the folder they were read from, by its own name")
+    n_sounds: int = Field(description="different files")
+    manifest_sha256: str
+    sounds_sha256: str = Field(description="of the hashes of all sounds, in the order of the test set")
+    beside: str = Field(description="the run whose rows stand beside it, or the config whose test set it was scored on")
+
+
 class RunResult(Config):
     """Everything the report shows, except the per-example table and the sounds."""
 
@@ -131,6 +141,7 @@ class RunResult(Config):
     stages: list[StageSummary]
     environment: dict[str, Any] = Field(description="versions, hardware, git SHA and dirty flag, wall times")
     provenance: dict[str, Any] = Field(default_factory=dict, description="weights and data hashes, commands")
+    submission: Submission | None = Field(default=None, description="None: the claim is a model trained here")
 
     def save(self, folder: Path) -> Path:
         """Writes `results.json` atomically and returns its path."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def run(config: ExperimentConfig, folder: RunFolder) -> Path:
             examples = pd.concat([s.examples for s in scored], ignore_index=True)
             with atomic_path(folder.path / EXAMPLES) as partial:
                 examples.to_parquet(partial)
-            result = assemble(scored, examples, _about(config, folder, trained), config.evaluation)
+            result = assemble(scored, examples, about(config, folder, trained.data), config.evaluation)
             path = result.save(folder.path)
             record.files = ["../results.json", f"../{EXAMPLES}"]
             record.facts["results"] = {"wall_s": time.monotonic() - begun}
@@ -98,8 +98,29 @@ def chosen_metrics(config: ExperimentConfig, folder: RunFolder) -> list[Metric]:
 
 
 def make_bench(config: ExperimentConfig, trained: Trained) -> Bench:
-    """The test set: unique stimuli of the test split, at most `max_stimuli` drawn by the seed, and who heard them."""
-    data, evaluation = trained.data, config.evaluation
+    """The test set, and the trained modules that every system runs on."""
+    chosen = scope_of(config, trained.data)
+    seed = config.evaluation.seed
+    test = _test_set(trained, chosen.examples, chosen.described, chosen.stimuli)
+    return Bench(trained, test, chosen.windows, chosen.stimuli, config.sampling, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Scope:
+    """Which speech is scored, and who heard it."""
+
+    examples: pd.DataFrame
+    described: pd.DataFrame
+    """A row per stimulus: stimulus_id, text, story."""
+    windows: np.ndarray
+    """Rows of `data.windows`, aligned with `examples`."""
+    stimuli: np.ndarray
+    """Rows of `data.stimuli`, aligned with `described`."""
+
+
+def scope_of(config: ExperimentConfig, data: StudyData) -> Scope:
+    """Unique stimuli of the test split, at most `max_stimuli` drawn by the seed, with all who heard them."""
+    evaluation = config.evaluation
     table = data.windows.iloc[data.indices("test")]
     stimuli = np.unique(table["stimulus"].to_numpy())
     if evaluation.max_stimuli is not None and len(stimuli) > evaluation.max_stimuli:
@@ -116,10 +137,7 @@ def make_bench(config: ExperimentConfig, trained: Trained) -> Bench:
         .reset_index(drop=True)
         .assign(example=np.arange(len(heard)), stimulus=np.searchsorted(stimuli, heard["stimulus"].to_numpy()))
     )
-    bench = Bench(
-        trained, _test_set(trained, examples, described, stimuli), windows, stimuli, config.sampling, evaluation.seed
-    )
-    return bench
+    return Scope(examples, described, windows, stimuli)
 
 
 def _test_set(trained: Trained, examples: pd.DataFrame, described: pd.DataFrame, stimuli: np.ndarray) -> TestSet:
@@ -149,15 +167,19 @@ def _test_set(trained: Trained, examples: pd.DataFrame, described: pd.DataFrame,
 
 def score(system: System, bench: Bench, metrics: list[Metric], place: Path) -> None:
     """One system: its sounds as wavs, its examples as parquet, its measurements as JSON."""
-    output = system.run(bench)
+    score_output(system.run(bench), bench.test, bench.sampling.seed, metrics, place)
+
+
+def score_output(output: SystemOutput, test: TestSet, sampling_seed: int, metrics: list[Metric], place: Path) -> None:
+    """The same of what a system made, whatever it was made by."""
     wavs = _write_wavs(output, place)
     if output.waveform is not None:
         # What is scored is what can be listened to: 16-bit samples, and so the stored sounds give the same numbers.
         heard = [audio.load(place.parents[1] / wav) for wav in wavs if wav is not None]
         output = replace(output, waveform=np.stack(heard))
-    measured = [metric.measure(bench.test, output) for metric in metrics]
+    measured = [metric.measure(test, output) for metric in metrics]
     with atomic_path(place / EXAMPLES) as partial:
-        _examples(output, bench, measured, wavs).to_parquet(partial)
+        _examples(output, sampling_seed, measured, wavs).to_parquet(partial)
     write_atomically(place / MEASUREMENTS, json.dumps([_plain(m) for m in measured], indent=1))
 
 
@@ -176,11 +198,13 @@ def _write_wavs(output: SystemOutput, place: Path) -> list[str | None]:
     return names
 
 
-def _examples(output: SystemOutput, bench: Bench, measured: list[Measurement], wavs: list[str | None]) -> pd.DataFrame:
+def _examples(
+    output: SystemOutput, sampling_seed: int, measured: list[Measurement], wavs: list[str | None]
+) -> pd.DataFrame:
     table = output.rows[["study", "subject", "recording", "stimulus_id"]].reset_index(drop=True)
     table = table.assign(
         system=output.system,
-        sampling_seed=bench.sampling.seed,
+        sampling_seed=sampling_seed,
         reference=output.rows["text"].to_numpy(object) if "text" in output.rows else None,
         hypothesis=None,
         wav=pd.array(wavs, dtype="string"),
@@ -214,23 +238,22 @@ def read_scored(place: Path, system: System) -> Scored:
     return Scored(system.name, system.role, system.description, pd.read_parquet(place / EXAMPLES), measurements)
 
 
-def _about(config: ExperimentConfig, folder: RunFolder, trained: Trained) -> dict[str, Any]:
+def about(config: ExperimentConfig, folder: RunFolder, data: StudyData) -> dict[str, Any]:
     """The fields of RunResult that no metric decides."""
     stages = [_stage(folder.stage(name)) for name in STAGES]
-    about = environment.describe()
     return {
         "name": config.name,
-        "study": trained.data.name,
-        "simulated": trained.data.simulated,
+        "study": data.name,
+        "simulated": data.simulated,
         "training_seeds": [config.seed],
         "sampling_seed": config.sampling.seed,
         "signature": digest([__version__, config.model_dump(mode="json")]),
         "config": config.model_dump(mode="json"),
-        "data": trained.data.facts(),
-        "audit": [AuditFinding(**asdict(f)) for f in trained.data.audit],
+        "data": data.facts(),
+        "audit": [AuditFinding(**asdict(f)) for f in data.audit],
         "stages": [s for s in stages if s is not None],
-        "environment": about,
-        "provenance": _provenance(config, folder, trained.data),
+        "environment": environment.describe(),
+        "provenance": _provenance(config, folder, data),
     }
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from eval.results import RunResult
+from eval.results import RunResult, Submission
 from reports.finding import find_out, seeds_note, simulation_note
 from reports.formatting import clean, count, duration, energy, flatten, is_number, plain
 from reports.tables import claim_of, size_sentence
@@ -54,7 +54,29 @@ def _pick(pairs: dict[str, str], *wanted: tuple[str, str]) -> Rows:
     return tuple((heading, clean(pairs[key], 300)) for heading, key in wanted if pairs.get(key, "not set") != "not set")
 
 
+def _submission_card(run: RunResult, about: Submission) -> Card:
+    """Of sounds whose maker is not known here."""
+    made = (
+        f"Sounds that another system generated from the EEG of the test set of “{clean(run.study, 80)}”.",
+        f"Beside it stand the rows of “{clean(about.beside, 80)}”; “submission_shuffled” is its own floor.",
+    )
+    hashes = (("Manifest", about.manifest_sha256), ("Sounds, in the order of the test set", about.sounds_sha256))
+    return Card(
+        "Submission card",
+        (("tags", "EEG, speech"), ("datasets", run.study)),
+        (
+            Section("What it is", made, (("Folder", clean(about.sounds, 80)), ("Sounds", f"{about.n_sounds:,}"))),
+            Section("Training", (seeds_note(run),)),
+            Section("Evaluation", (find_out(run).sentence, f"N: {size_sentence(run)}."), _scores(run)),
+            Section("Limits", _limits(run)),
+            Section("SHA-256", (), hashes),
+        ),
+    )
+
+
 def model_card(run: RunResult) -> Card:
+    if run.submission is not None:
+        return _submission_card(run, run.submission)
     config = dict(flatten(run.config))
     made = _pick(
         config,

@@ -53,14 +53,15 @@ def find_out(run: RunResult) -> Finding:
     size = difference(abs(end.gain), unit)
     numbers = _numbers(run, unit)
     verdict = _verdict(run)
+    who = "the submission" if run.submission else "EEG"
     if failed or not run.audit:
         why = f"the leakage audit failed ({'; '.join(failed)})" if failed else "no leakage audit was made"
-        face = f"Taken at face value, EEG and {_best_floor(run)} differ in {name} by {size}{numbers}."
+        face = f"Taken at face value, {who} and {_best_floor(run)} differ in {name} by {size}{numbers}."
         return Finding("void", f"No finding can be drawn: {why}.", (face,))
     if verdict == "better":
-        sentence = f"EEG beats {_best_floor(run)} by {size} in {name}{numbers}{_span(run)}."
+        sentence = f"{who[0].upper()}{who[1:]} beats {_best_floor(run)} by {size} in {name}{numbers}{_span(run)}."
     elif verdict == "worse":
-        sentence = f"EEG is worse than {_best_floor(run)} by {size} in {name}{numbers}."
+        sentence = f"{who[0].upper()}{who[1:]} is worse than {_best_floor(run)} by {size} in {name}{numbers}."
     else:
         sign = "ahead of" if end.gain > 0 else "behind"
         floor = _best_floor(run).rstrip(",")
@@ -116,6 +117,8 @@ def simulation_note(run: RunResult) -> str:
 
 def seeds_note(run: RunResult) -> str:
     """How many trainings stand behind the claim, in plain words."""
+    if run.submission:
+        return "What the submission was trained on, and how often, is not known here: the audit is of the split."
     seeds = run.training_seeds
     named = ", ".join(map(str, seeds[:10]))
     if not seeds:

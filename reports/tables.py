@@ -242,7 +242,7 @@ def build_table(run: RunResult) -> Table:
                     best=best[column.key] == system.name,
                 )
             )
-        size = f"{system.n_examples:,} / {system.n_stimuli:,} / {system.n_subjects or '–'} / {seeds}"
+        size = f"{system.n_examples:,} / {system.n_stimuli:,} / {system.n_subjects or '–'} / {seeds or '–'}"
         rows.append(Row(system.name, system.role, system.description, size, tuple(cells)))
     notes = tuple((letter, reason) for reason, letter in letters.items())
     return Table(tuple(cols), tuple(rows), notes, _legend(rows))

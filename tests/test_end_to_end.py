@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 import soundfile
@@ -197,6 +198,27 @@ def test_the_report_shows_every_row(runs: Path) -> None:
 def test_the_results_can_be_verified(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert reports.main(["verify", str(runs / "tiny")]) == 0
     assert "0 mismatch" in capsys.readouterr().out
+
+
+# Somebody else's sounds
+
+
+def test_its_own_sounds_submitted_score_the_same(runs: Path, result: RunResult, tmp_path: Path) -> None:
+    """By the template alone: the row eeg, handed in as wavs, gets the numbers of the row eeg."""
+    chosen = ["--study", "matrix", "--run", str(runs / "tiny"), "--runs", str(tmp_path)]
+    wavs = tmp_path / "again"
+    assert evaluation.main(["manifest", *chosen, "--output", str(wavs)]) == 0
+    stored = load_examples(runs / "tiny").query("system == 'eeg'").set_index(["recording", "stimulus_id"])["wav"]
+    for row in pd.read_csv(wavs / "manifest.csv").itertuples():
+        shutil.copy(runs / "tiny" / stored[row.recording, row.stimulus_id], wavs / str(row.wav))
+    assert evaluation.main(["score", *chosen, "--wavs", str(wavs)]) == 0
+    again = RunResult.load(tmp_path / "again")
+    for metric in ("wer", "cer", "fad", "kad", "mel_correlation", "estoi"):
+        was, now = result.value("eeg", metric), again.value("submission", metric)
+        assert was is not None
+        assert now is not None
+        assert now.value == pytest.approx(was.value, rel=1e-3, abs=1e-3), metric
+    assert {s.name for s in again.systems} == {*SYSTEMS, "submission", "submission_shuffled"}
 
 
 # A second call
