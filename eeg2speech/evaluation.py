@@ -71,6 +71,11 @@ class EvaluationConfig(Config):
     """What is scored, and which number the run stands or falls by: fixed before the run."""
 
     systems: tuple[str, ...] | None = Field(default=None, description="names in eval.systems; null: all")
+    controls: tuple[str, ...] = Field(
+        default=(),
+        description="further rows, by name in eval.controls: shifted, eyes",
+        exclude_if=lambda value: not value,
+    )
     metrics: MetricsConfig = MetricsConfig()
     primary: str = Field(default="wer", description="the metric of the primary endpoint")
     ceiling: str = Field(default="reconstruction", description="the system at the other end of the endpoint's span")

@@ -23,6 +23,7 @@ from eeg2speech.runs import RunFolder, is_done, read_done, step
 from eeg2speech.training.log import read_metrics
 from eeg2speech.training.run import Trained, train
 from eval.assembly import Scored, assemble
+from eval.controls import CONTROLS
 from eval.metrics import METRICS, build_metrics
 from eval.metrics.base import Measurement, Metric, SystemOutput, TestSet
 from eval.results import AuditFinding, StageSummary
@@ -81,11 +82,15 @@ def chosen_systems(config: ExperimentConfig) -> list[System]:
         raise UserError(f"evaluation.systems: {', '.join(unknown)} is unknown; choose among {', '.join(SYSTEMS)}")
     if "eeg" not in names:
         raise UserError("evaluation.systems must contain eeg, the claim that the other rows are compared with")
+    further = config.evaluation.controls
+    unknown = [name for name in further if name not in CONTROLS]
+    if unknown:
+        raise UserError(f"evaluation.controls: {', '.join(unknown)} is unknown; choose among {', '.join(CONTROLS)}")
     if config.evaluation.ceiling not in SYSTEMS:
         raise UserError(
             f"evaluation.ceiling: {config.evaluation.ceiling} is unknown; choose among {', '.join(SYSTEMS)}"
         )
-    return [SYSTEMS[name] for name in names]
+    return [SYSTEMS[name] for name in names] + [CONTROLS[name] for name in further]
 
 
 def chosen_metrics(config: ExperimentConfig, folder: RunFolder) -> list[Metric]:

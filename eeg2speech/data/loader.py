@@ -16,6 +16,8 @@ import torch
 from eeg2speech import audio
 from eeg2speech.batch import Batch
 from eeg2speech.data.base import Recording, SpeechStudy
+from eeg2speech.data.channels import eyes_only, require_inputs
+from eeg2speech.data.crosstalk import crosstalk
 from eeg2speech.data.features import StimulusFeatures
 from eeg2speech.data.preprocessing import PreprocessingConfig, Scaler, baseline_and_clamp, preprocess_all
 from eeg2speech.data.splits import SPLITS, Finding, SplitConfig, audit, require_clean
@@ -68,12 +70,16 @@ class StudyData:
     ) -> StudyData:
         """Reads the study, cuts, preprocesses and audits it; what is in `cache` already is reused.
 
-        Raises UserError where files are missing or damaged, and, unless `splits.strict` is off,
-        where the audit finds a leak. `audit.json` is written either way.
+        Raises UserError where files are missing or damaged, or a trigger or sound is among the channels, and,
+        unless `splits.strict` is off, where the audit finds a leak. `audit.json` is written either way.
         """
         study.prepare(study_folder)
         name = name or type(study).__name__.removesuffix("Study").lower()
         recordings = list(study.iter_recordings())
+        for recording in recordings:
+            require_inputs(recording.recording, recording.ch_names)
+        if preprocessing.channels == "eyes":
+            recordings = [eyes_only(recording) for recording in recordings]
         isolated = study.isolated_sentences
         tables = cut(name, recordings, isolated, windows, splits, preprocessing)
         features = StimulusFeatures.prepare(tables.stimuli, windows.length_s, cache)
@@ -90,6 +96,7 @@ class StudyData:
             fitted={recording: Scaler.load(path).fit_intervals for recording, path in paths.items()},
             used={"encoder train": train, "diffusion test": test},
         )
+        findings.append(crosstalk(recordings, cache))
         fingerprint = _fingerprint(recordings, tables, preprocessing, windows, splits)
         folder = cache / f"{name}-{fingerprint}"
         _write_tables(folder, tables, findings)
@@ -168,11 +175,15 @@ class StudyData:
             raise UserError(f"study {self.name} has no audio, only feature arrays; leave the audio metrics out")
         return self.features.waveforms[self._columns.stimulus[rows]]
 
-    def batch(self, rows: np.ndarray) -> Batch:
-        """The windows of these rows, in this order."""
+    def starts(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) first EEG sample of windows in their recording."""
+        return self._columns.start[np.asarray(rows)]
+
+    def batch(self, rows: np.ndarray, starts: np.ndarray | None = None) -> Batch:
+        """The windows of these rows, in this order; with `starts`, what their recordings hold from there on instead."""
         columns, rows = self._columns, np.asarray(rows)
         n_before, n_mean = self.preprocessing.baseline
-        starts = columns.start[rows]
+        starts = columns.start[rows] if starts is None else np.asarray(starts)
         available = np.minimum(n_before, starts)
         eeg = np.zeros((len(rows), self.n_channels, n_before + self.n_times), dtype=np.float32)
         recordings = columns.recording[rows]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eeg2speech.data.channels import require_inputs
 from eeg2speech.data.matrix import layout, plane
 from eeg2speech.errors import UserError
 
@@ -46,7 +47,11 @@ def open_raw(path: Path, read: Callable[[], mne.io.BaseRaw] | None = None) -> mn
 
 
 def picked(path: Path, raw: mne.io.BaseRaw, modality: str) -> np.ndarray:
-    """Indices of the EEG channels, or of the MEG channels where that is the modality. Raises UserError for none."""
+    """Indices of the EEG channels, or of the MEG channels where that is the modality.
+
+    Triggers, sound and eyes are left out by their type in the file. Raises UserError where nothing is left, or where
+    what is left has the name of a trigger or of sound: a study may name the channels anew after this.
+    """
     import mne
 
     meg = modality.upper() == "MEG"
@@ -54,6 +59,7 @@ def picked(path: Path, raw: mne.io.BaseRaw, modality: str) -> np.ndarray:
     if not len(picks):
         kind = "MEG" if meg else "EEG"
         raise UserError(f"{path}: has no channel of type {kind}; set the channel types in the file, or study.modality")
+    require_inputs(path.name, [raw.ch_names[i] for i in picks])
     return picks
 
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,11 @@ class PreprocessingConfig(Config):
         exclude_if=is_unset,
     )
     clamp: float = Field(default=20.0, gt=0, description="scaled EEG is clamped to +- this")
+    channels: Literal["eyes"] | None = Field(
+        default=None,
+        description="null: all; eyes: a control, only the channels named EOG, or else the sites nearest to the eyes",
+        exclude_if=is_unset,
+    )
 
     def edge_s(self, sfreq: float) -> float:
         """How far, to either side, the filters let a sample of a recording at `sfreq` Hz spread."""
