@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from eeg2speech import studies
 from eeg2speech.cli import add_run_arguments, execute
 
 
@@ -23,18 +24,6 @@ def folder(arguments: argparse.Namespace) -> None:
     from eeg2speech import config
 
     print(arguments.runs / config.load(arguments.config, arguments.overrides, arguments.name).name)
-
-
-def studies(arguments: argparse.Namespace) -> None:
-    from eeg2speech.config import STUDIES
-
-    for name, study in sorted(STUDIES.items()):
-        # What a study of the user's own files is, its config says.
-        modality, licence, citation = (
-            getattr(study, fact, "stated in the config") for fact in ("modality", "licence", "citation")
-        )
-        print(f"{name}\n  modality: {modality}{', simulated' if study.simulated else ''}")
-        print(f"  licence:  {licence}\n  citation: {citation}")
 
 
 def ladder(arguments: argparse.Namespace) -> None:
@@ -61,8 +50,7 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(handler.__name__, help=text, description=text)
         add_run_arguments(command)
         command.set_defaults(handler=handler)
-    text = "list the studies, with modality, licence and citation"
-    commands.add_parser("studies", help=text, description=text).set_defaults(handler=studies)
+    studies.add_parser(commands)
     text = "decode the simulated EEG by ridge regression at several SNRs, before any network is trained"
     command = commands.add_parser("ladder", help=text, description=text)
     command.add_argument("--sentences", type=int, default=300, help="how many are heard (default: %(default)s)")

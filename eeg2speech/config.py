@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from eeg2speech import audio
 from eeg2speech.data.audioeeg import AudioEEGStudy, AudioEEGStudyConfig
@@ -215,14 +215,7 @@ def load(path: Path, overrides: Sequence[str] = (), name: str | None = None) -> 
 
     Raises UserError naming the file and every field that is unknown, missing or of the wrong kind.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): name a file of configs/") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold keys and values, such as `study: {{name: matrix}}`")
+    values = _read(path)
     for override in overrides:
         _override(values, override)
     try:
@@ -231,6 +224,39 @@ def load(path: Path, overrides: Sequence[str] = (), name: str | None = None) -> 
         raise UserError(f"{path}: {_sentence(error)}") from error
     resolved = config.model_dump(mode="json", exclude={"name"})
     return config.model_copy(update={"name": run_name(Path(path), overrides, name, resolved)})
+
+
+def load_study(name: str, path: Path | None, overrides: Sequence[str] = (), root: Path | None = None) -> Any:
+    """The config of a study alone: `study` of a YAML, or the study's defaults; `root` takes the place of its own.
+
+    Raises UserError as `load` does, and where the YAML is about another study.
+    """
+    values = _read(path) if path is not None else {}
+    study = values.get("study") or {"name": name}
+    if not isinstance(study, dict) or study.get("name") != name:
+        raise UserError(f"{path}: its study is not {name}; name the study that it is about")
+    values = {"study": study | ({} if root is None else {"root": root})}
+    for override in overrides:
+        if not override.startswith("study."):
+            raise UserError(f"--set {override}: only settings of the study count here; write study.KEY=VALUE")
+        _override(values, override)
+    try:
+        return TypeAdapter(StudyConfig).validate_python(values["study"])
+    except ValidationError as error:
+        raise UserError(f"{path or name}: {_sentence(error)}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Raises UserError where the file is no YAML of keys and values."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): name a file of configs/") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold keys and values, such as `study: {{name: matrix}}`")
+    return values
 
 
 def _override(values: dict[str, Any], override: str) -> None:

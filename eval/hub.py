@@ -107,7 +107,8 @@ configuration and code `{result.signature}`.
 
 
 def _facts(data: dict[str, object]) -> str:
-    keys = ("study", "modality", "licence", "citation", "subjects", "recordings", "hours", "channels", "sfreq_hz")
+    keys = ["study", "modality", "licence", "consent", "citation"]
+    keys += ["subjects", "recordings", "hours", "channels", "sfreq_hz"]
     return "\n".join(f"| {key} | {_cell(data.get(key, 'not stated'))} |" for key in keys)
 
 

@@ -185,7 +185,11 @@ def dataset_card(run: RunResult) -> Card:
         (("pretty_name", run.study), ("license", licence), ("tags", "EEG, speech")),
         (
             Section("What it is", (origin,), known),
-            Section("Licence and citation", (), (("Licence", licence), *_pick(facts, ("Citation", "citation")))),
+            Section(
+                "Licence, consent and citation",
+                (),
+                (("Licence", licence), *_pick(facts, ("Consent", "consent"), ("Citation", "citation"))),
+            ),
             Section("Splits", (), per_split),
             *([Section("Windows left out, and why", (), dropped)] if dropped else []),
             Section("Leakage audit", () if audit else ("No leakage audit was made.",), audit),

@@ -25,9 +25,9 @@ from pydantic import Field
 
 from eeg2speech.data.base import SOUND_COLUMNS, WORD_COLUMNS, Recording, SpeechStudy
 from eeg2speech.data.sources import fingerprint
-from eeg2speech.errors import UserError
+from eeg2speech.errors import MissingFiles, UserError
 from eeg2speech.files import digest
-from eeg2speech.schema import Config
+from eeg2speech.schema import Config, is_unset
 
 LISTS = {"train": "train", "val": "valid", "test": "test"}
 """Its name of a list -> ours."""
@@ -48,6 +48,7 @@ class AudioEEGStudyConfig(Config):
     )
     licence: str = "not stated"
     citation: str = "not stated"
+    consent: str | None = Field(default=None, description="what participants agreed to", exclude_if=is_unset)
 
     def build(self) -> AudioEEGStudy:
         return AudioEEGStudy(self)
@@ -99,19 +100,20 @@ class AudioEEGStudy(SpeechStudy):
         "The set is not published with its code: ask its authors, or write your own embeddings in its form.\n"
         "{to} must hold dataset_root.json, the lists that it names, and the wavs and .pt files that these name."
     )
+    recordings_at: ClassVar[tuple[str, ...]] = ("*/**/*.pt",)
     isolated_sentences: ClassVar[bool] = True
 
     def __init__(self, config: AudioEEGStudyConfig) -> None:
         self.config = config
         self.licence, self.citation = config.licence, config.citation  # type: ignore[misc]
+        self.consent = config.consent or type(self).consent  # type: ignore[misc]
 
     def prepare(self, folder: Path) -> None:
         """Raises UserError naming missing files, or an embedding whose shape or length cannot be that of its wav."""
         named = {path for item in self._items for path in (item.wav, item.embedding, item.audio_embedding) if path}
         missing = sorted(str(path) for path in named if not path.is_file())
         if missing:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise UserError(f"{self._root_json}: {', '.join(missing[:3])}{more} not found; put them there")
+            raise MissingFiles(missing, str(self._root_json), "; put them there")
 
     def subjects(self) -> tuple[str, ...]:
         return tuple(sorted({item.subject for item in self._items}))

@@ -82,8 +82,12 @@ class SpeechStudy(ABC):
     """What the participants agreed to, as far as a reader of the data is told."""
     source: ClassVar[str] = ""
     """Where to get it."""
+    place: ClassVar[str] = ""
+    """As `data.repositories.get` takes it; empty where no plain download exists."""
     steps: ClassVar[str] = ""
-    """How, in full, where no plain download exists."""
+    """How, in full, where no plain download exists, or besides it; `{to}` stands for the folder."""
+    recordings_at: ClassVar[tuple[str, ...]] = ()
+    """Patterns, below the root, that the files of recordings match: one or the other release."""
     expected: ClassVar[dict[str, float]] = {}
     """What the whole release holds: subjects, channels, hours."""
     simulated: ClassVar[bool] = False
@@ -107,3 +111,10 @@ class SpeechStudy(ABC):
     @abstractmethod
     def iter_recordings(self) -> Iterator[Recording]:
         """Every recording, in a fixed order, opened lazily."""
+
+    def alignment(self, subject: str) -> pd.DataFrame | None:
+        """Where the recorded audio channel has the sounds of a listener, as `data.alignment.alignment` says it.
+
+        None where no recording of the study has such a channel.
+        """
+        return None

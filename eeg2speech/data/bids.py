@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,9 @@ from eeg2speech.data.base import SOUND_COLUMNS, WORD_COLUMNS, Recording, SpeechS
 from eeg2speech.data.mne_files import electrodes, open_raw, picked, sensors, standard_montage
 from eeg2speech.data.sources import MneSource, fingerprint
 from eeg2speech.data.textgrid import read_words
-from eeg2speech.errors import UserError
+from eeg2speech.errors import MissingFiles, UserError
 from eeg2speech.files import digest
-from eeg2speech.schema import Config
+from eeg2speech.schema import Config, is_unset
 
 if TYPE_CHECKING:
     import mne
@@ -69,6 +69,7 @@ class BidsStudyConfig(Config):
     isolated_sentences: bool = Field(default=False, description="true: every sound is one sentence")
     licence: str = "as stated in dataset_description.json"
     citation: str = "as stated in dataset_description.json"
+    consent: str | None = Field(default=None, description="what participants agreed to", exclude_if=is_unset)
 
     @model_validator(mode="after")
     def _has_one_source_of_words(self) -> BidsStudyConfig:
@@ -83,11 +84,18 @@ class BidsStudyConfig(Config):
 class BidsStudy(SpeechStudy):
     """One recording per file."""
 
+    steps: ClassVar[str] = (
+        "This is any BIDS folder: your own in {to}, or one that you name, such as\n"
+        "  python -m eeg2speech studies get bids --from openneuro:ds004408 --to {to}\n"
+        "then copy configs/bids.yaml, which says what its events must hold."
+    )
+
     def __init__(self, config: BidsStudyConfig) -> None:
         self.config = config
         # instance attributes: what a built-in study knows of itself, the user states in the config
         self.modality = config.datatype.upper()  # type: ignore[misc]
         self.licence, self.citation = config.licence, config.citation  # type: ignore[misc]
+        self.consent = config.consent or type(self).consent  # type: ignore[misc]
         self.isolated_sentences = config.isolated_sentences  # type: ignore[misc]
         self._tables: dict[str, tuple[Path, pd.DataFrame]] = {}
 
@@ -100,8 +108,7 @@ class BidsStudy(SpeechStudy):
                 needed |= {sound, *([self._textgrid(sound)] if self.config.textgrid else [])}
         missing = sorted(str(path) for path in needed if not path.is_file())
         if missing:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise UserError(f"{self.config.root}: {', '.join(missing[:3])}{more} not found; see study.stimuli")
+            raise MissingFiles(missing, str(self.config.root), "; see study.stimuli")
 
     def subjects(self) -> tuple[str, ...]:
         return tuple(sorted({f"sub-{path.subject}" for path in self._paths}))

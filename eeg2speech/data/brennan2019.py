@@ -23,7 +23,7 @@ from eeg2speech.data.brennan2019_onsets import N_SEGMENTS, SFREQ, Onsets, onsets
 from eeg2speech.data.matlab import open_fieldtrip
 from eeg2speech.data.matrix import layout
 from eeg2speech.data.sources import MneSource, RowsSource, fingerprint
-from eeg2speech.errors import UserError
+from eeg2speech.errors import MissingFiles, UserError
 from eeg2speech.schema import Config
 
 if TYPE_CHECKING:
@@ -96,7 +96,21 @@ class Brennan2019Study(SpeechStudy):
         "Brennan & Hale, Hierarchical structure guides rapid linguistic predictions during naturalistic listening "
         "(PLoS ONE 14(1), e0207741, 2019); data: doi 10.7302/Z29C6VNH and 10.7302/746w-g237"
     )
+    consent: ClassVar[str] = "told in the paper (doi 10.1371/journal.pone.0207741)"
     source: ClassVar[str] = "https://deepblue.lib.umich.edu/data/concern/data_sets/bn999738r"
+    steps: ClassVar[str] = (
+        "Deep Blue Data has no plain download of the whole set; its firewall turns many programs away.\n"
+        "1. Open https://deepblue.lib.umich.edu/data/concern/data_sets/bn999738r (BrainVision, S01.vhdr, S01.eeg and\n"
+        "   S01.vmrk of each subject) or https://deepblue.lib.umich.edu/data/concern/data_sets/bg257f92t (FieldTrip,\n"
+        "   S01.mat of each subject). One of the two is enough.\n"
+        "2. Download into {to}: AliceChapterOne-EEG.csv, audio.zip, proc.zip and the files of the subjects you want;\n"
+        "   all of them at once by the page's Globus link.\n"
+        "3. mkdir -p {to}/audio {to}/proc && unzip -j {to}/audio.zip '*.wav' -d {to}/audio &&\n"
+        "   unzip -j {to}/proc.zip '*.mat' -d {to}/proc\n"
+        "Then {to} must hold S*.mat or S*.vhdr, proc/S*.mat, audio/DownTheRabbitHoleFinal_SoundFile*.wav and\n"
+        "AliceChapterOne-EEG.csv."
+    )
+    recordings_at: ClassVar[tuple[str, ...]] = ("S??.mat", "S??.vhdr")
     expected: ClassVar[dict[str, float]] = {"subjects": 49, "channels": 60, "hours": 9.8}
 
     def __init__(self, config: Brennan2019StudyConfig) -> None:
@@ -116,11 +130,10 @@ class Brennan2019Study(SpeechStudy):
             elif self._onsets(subject) == "proc" and self._proc(subject) is None:
                 missing.append(f"proc/{subject}.mat")
         if missing:
-            more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-            raise UserError(
-                f"brennan2019: {', '.join(missing[:4])}{more} not found under {root}; download them from "
-                f"{self.source}, unpack audio.zip and proc.zip there, or choose other study.subjects"
+            remedy = (
+                f"download them from {self.source}, unpack audio.zip and proc.zip there, or choose other study.subjects"
             )
+            raise MissingFiles(missing, "brennan2019", f" under {root}; {remedy}", shown=4)
 
     def subjects(self) -> tuple[str, ...]:
         chosen = self.config.subjects

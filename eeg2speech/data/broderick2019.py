@@ -23,7 +23,7 @@ from eeg2speech.data.matlab import read_mat
 from eeg2speech.data.matrix import layout
 from eeg2speech.data.sources import AverageReferenced, MatSource, MneSource, fingerprint, mat_array
 from eeg2speech.data.textgrid import read_words
-from eeg2speech.errors import UserError
+from eeg2speech.errors import MissingFiles, UserError
 from eeg2speech.files import atomic_path, digest
 from eeg2speech.schema import Config
 
@@ -75,6 +75,17 @@ class Broderick2019Study(SpeechStudy):
         "data: doi 10.5061/dryad.070jc and OpenNeuro ds004408"
     )
     source: ClassVar[str] = "https://openneuro.org/datasets/ds004408 or https://doi.org/10.5061/dryad.070jc"
+    consent: ClassVar[str] = "told in the paper (doi 10.1016/j.cub.2018.01.080)"
+    place: ClassVar[str] = "openneuro:ds004408"
+    steps: ClassVar[str] = (
+        "The MATLAB release is at https://doi.org/10.5061/dryad.070jc: download and unpack it there by hand, so that\n"
+        "{to} holds Natural Speech/EEG, Natural Speech/Stimuli/Envelopes and Natural Speech/Stimuli/Text."
+    )
+    recordings_at: ClassVar[tuple[str, ...]] = (
+        "sub-*/eeg/sub-*_task-listening_run-*_eeg.vhdr",
+        "Natural Speech/EEG/Subject*/Subject*_Run*.mat",
+        "EEG/Subject*/Subject*_Run*.mat",
+    )
     expected: ClassVar[dict[str, float]] = {"subjects": 19, "channels": 128, "hours": 19.0}
 
     def __init__(self, config: Broderick2019StudyConfig) -> None:
@@ -92,11 +103,8 @@ class Broderick2019Study(SpeechStudy):
         missing = sorted(str(path) for path in needed if not path.is_file())
         missing += [str(run.path) for run in runs if not run.path.is_file()]
         if missing:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise UserError(
-                f"broderick2019: {', '.join(missing[:3])}{more} not found (or a link to what was not fetched); "
-                f"download the release again from {self.source}"
-            )
+            remedy = f"download the release again from {self.source}"
+            raise MissingFiles(missing, "broderick2019", f" (or a link to what was not fetched); {remedy}")
 
     def subjects(self) -> tuple[str, ...]:
         return tuple(sorted({run.subject for run in self._runs}))

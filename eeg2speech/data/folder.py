@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,9 +17,9 @@ from eeg2speech.data.base import SOUND_COLUMNS, WORD_COLUMNS, EEGSource, Recordi
 from eeg2speech.data.features import load_array
 from eeg2speech.data.mne_files import electrodes, open_raw, picked, sensors, standard_montage
 from eeg2speech.data.sources import MneSource, NpzSource, has_array, npz_array, npz_number
-from eeg2speech.errors import UserError
+from eeg2speech.errors import MissingFiles, UserError
 from eeg2speech.files import atomic_path, digest
-from eeg2speech.schema import Config
+from eeg2speech.schema import Config, is_unset
 
 
 class ManifestRow(Config):
@@ -79,6 +79,7 @@ class FolderStudyConfig(Config):
     modality: str = Field(default="EEG", description="EEG or MEG: which channels of an MNE file are taken")
     licence: str = "not stated"
     citation: str = "not stated"
+    consent: str | None = Field(default=None, description="what participants agreed to", exclude_if=is_unset)
 
     @model_validator(mode="after")
     def _has_one_list(self) -> FolderStudyConfig:
@@ -93,10 +94,16 @@ class FolderStudyConfig(Config):
 class FolderStudy(SpeechStudy):
     """Recordings the user brings; nothing is written into their folder."""
 
+    steps: ClassVar[str] = (
+        "These are your own recordings: put them into {to}, list them in {to}/manifest.csv, and copy\n"
+        "configs/folder.yaml, which says what a manifest holds."
+    )
+
     def __init__(self, config: FolderStudyConfig) -> None:
         self.config = config
         # instance attributes: what a built-in study knows of itself, the user states in the config
         self.modality, self.licence, self.citation = config.modality, config.licence, config.citation  # type: ignore[misc]
+        self.consent = config.consent or type(self).consent  # type: ignore[misc]
         self.isolated_sentences = config.isolated_sentences  # type: ignore[misc]
         self._generated: Path | None = None
 
@@ -113,10 +120,7 @@ class FolderStudy(SpeechStudy):
         named = sorted({_split(p)[0] for row in rows for p in (row.file, row.audio, row.features, row.words) if p})
         missing = [name for name in named if not (self.config.root / name).exists()]
         if missing:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise UserError(
-                f"{self._list}: {', '.join(missing[:3])}{more} not found under {self.config.root}; put them there"
-            )
+            raise MissingFiles(missing, self._list, f" under {self.config.root}; put them there")
 
     def subjects(self) -> tuple[str, ...]:
         return tuple(sorted({row.subject for row in self._rows}))

@@ -48,13 +48,13 @@ class Gwilliams2022Study(BidsStudy):
     )
     consent: ClassVar[str] = "told in the paper (doi 10.1038/s41597-023-02752-5)"
     source: ClassVar[str] = "https://osf.io/ag3kj"
+    place: ClassVar[str] = "osf:ag3kj+h2tzn+u5327"
     steps: ClassVar[str] = (
-        "The release is three OSF projects, of which the first also holds stimuli/ and participants.tsv:\n"
-        "  pip install osfclient\n"
-        "  for part in ag3kj h2tzn u5327; do osf -p $part clone {to}/$part; done\n"
-        "  cp -r {to}/*/osfstorage/. {to}/\n"
-        "Then {to} must hold dataset_description.json, stimuli/audio/*.wav and sub-*/ses-*/meg/."
+        "OSF answers a stranger 100 times an hour, and this is more folders than that: the download waits, or goes on\n"
+        "at once with a personal token (https://osf.io/settings/tokens) in the variable OSF_TOKEN.\n"
+        "In the end {to} must hold dataset_description.json, stimuli/audio/*.wav and sub-*/ses-*/meg/."
     )
+    recordings_at: ClassVar[tuple[str, ...]] = ("sub-*/ses-*/meg/*_meg.con", "sub-*/ses-*/meg/*_meg.fif")
     expected: ClassVar[dict[str, float]] = {"subjects": 27, "channels": 208, "hours": 56.2}
 
     def __init__(self, config: Gwilliams2022StudyConfig) -> None:
@@ -69,6 +69,7 @@ class Gwilliams2022Study(BidsStudy):
                 events=COLUMNS,
                 licence=self.licence,
                 citation=self.citation,
+                consent=self.consent,
             )
         )
 

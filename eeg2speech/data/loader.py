@@ -224,6 +224,7 @@ class StudyData:
             "modality": self.study.modality,
             "licence": self.study.licence,
             "citation": self.study.citation,
+            "consent": self.study.consent,
             "simulated": self.simulated,
             "has_audio": self.has_audio,
             "subjects": int(self.windows["subject"].nunique()),

@@ -95,6 +95,8 @@ class MatrixStudy(SpeechStudy):
     modality = "EEG (simulated)"
     licence = "MIT; the speech is synthesised by hibari-tts (Apache-2.0)"
     citation = "this project; sentence form after Kollmeier et al., Int. J. Audiol. 54 (2015)"
+    consent = "none needed: nobody was recorded"
+    steps = "Nothing is to be got: the first run of a config with this study synthesises it."
     simulated = True
     isolated_sentences = True
 
