@@ -128,6 +128,12 @@ class DiffusionTraining(StageConfig):
         "EEG takes their place only when speech is generated",
         exclude_if=is_off,
     )
+    crop_frames: int | None = Field(
+        default=None,
+        gt=0,
+        description="length in latent frames of the random stretch that the denoiser sees at a step; null: all",
+        exclude_if=is_off,
+    )
     cache_latents: bool = Field(
         default=True, description="false: encoded at every step, where they fit no memory", exclude_if=bool
     )
@@ -141,6 +147,12 @@ class TrainingConfig(Config):
     contrastive: StageConfig
     regression: StageConfig | None = None
     diffusion: DiffusionTraining | None = None
+    prior_weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="of the loss of model.denoiser.prior, where there is one, beside the contrastive loss",
+        exclude_if=lambda value: value == 1.0,
+    )
 
 
 class ExperimentConfig(Config):
@@ -162,10 +174,35 @@ class ExperimentConfig(Config):
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    @property
+    def embedding_frames(self) -> int:
+        """T' of the embedding."""
+        return round(self.windows.length_s * self.model.embedding.rate_hz)
+
+    @property
+    def latent_frames(self) -> int:
+        """T of a latent."""
+        return round(self.windows.length_s * audio.FRAME_RATE_HZ) // self.model.autoencoder.downsampling
+
     @model_validator(mode="before")
     @classmethod
     def _follow_protocol(cls, values: Any) -> Any:
         return expanded(values) if isinstance(values, Mapping) else values
+
+    @model_validator(mode="after")
+    def _aligned_where_needed(self) -> ExperimentConfig:
+        training, model = self.training.diffusion, self.model
+        if training is None:
+            return self
+        conditioning = model.denoiser.conditioning
+        cut_together = conditioning == ("time_aligned",) and self.embedding_frames % self.latent_frames == 0
+        if training.crop_frames is not None and not cut_together:
+            raise ValueError(
+                "training.diffusion.crop_frames cuts the condition with the latent: it needs conditioning "
+                f"[time_aligned], and embedding frames (now {self.embedding_frames}) that are a multiple of the "
+                f"{self.latent_frames} latent frames"
+            )
+        return self
 
     @model_validator(mode="after")
     def _starts_from_what_fits(self) -> ExperimentConfig:

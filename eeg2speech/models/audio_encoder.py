@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from pydantic import Field
 from torch import Tensor, nn
 
 from eeg2speech.models.layers import DilatedConvs, resample_frames
@@ -19,9 +20,13 @@ class DeepMelConfig(Config):
     name: Literal["deep_mel"] = "deep_mel"
     channels: int = 320
     depth: int = 6
+    linear_skip: bool = Field(
+        default=False, description="a 1x1 convolution beside the network", exclude_if=lambda value: not value
+    )
 
     def build(self, *, n_bands: int, dim: int, n_frames: int) -> DeepMel:
-        return DeepMel(n_bands=n_bands, dim=dim, n_frames=n_frames, channels=self.channels, depth=self.depth)
+        sizes = {"n_bands": n_bands, "dim": dim, "n_frames": n_frames}
+        return DeepMel(**sizes, channels=self.channels, depth=self.depth, linear_skip=self.linear_skip)
 
 
 class DeepMel(ModelMixin, ConfigMixin):
@@ -34,13 +39,22 @@ class DeepMel(ModelMixin, ConfigMixin):
     std: Tensor
 
     @register_to_config
-    def __init__(self, n_bands: int, dim: int, n_frames: int, channels: int = 320, depth: int = 6) -> None:
+    def __init__(
+        self,
+        n_bands: int,
+        dim: int,
+        n_frames: int,
+        channels: int = 320,
+        depth: int = 6,
+        linear_skip: bool = False,
+    ) -> None:
         super().__init__()
         self.n_frames = n_frames
         self.register_buffer("mean", torch.zeros(n_bands, 1))
         self.register_buffer("std", torch.ones(n_bands, 1))
         self.convs = DilatedConvs(n_bands, channels, depth)
         self.head = nn.Conv1d(channels, dim, 1)
+        self.skip = nn.Conv1d(n_bands, dim, 1) if linear_skip else None
 
     def fit_scale(self, features: Tensor) -> None:
         """Sets mean and deviation from training features (n, K, F)."""
@@ -49,7 +63,9 @@ class DeepMel(ModelMixin, ConfigMixin):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, K, F) -> (B, dim, n_frames)."""
-        return resample_frames(self.head(self.convs((features - self.mean) / self.std)), self.n_frames)
+        x = (features - self.mean) / self.std
+        out = self.head(self.convs(x))
+        return resample_frames(out if self.skip is None else out + self.skip(x), self.n_frames)
 
 
 class SpeechHead(ModelMixin, ConfigMixin):

@@ -6,8 +6,10 @@ import math
 
 import torch
 from diffusers import AutoencoderKL
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eeg2speech.schema import Config
@@ -25,6 +27,11 @@ class AutoencoderConfig(Config):
     patch: int = Field(
         default=1, ge=1, description="above 1: squares of this side become channels first, and the mel is standardised"
     )
+    linear_skip: bool = Field(
+        default=False,
+        description="principal components of a patch run beside the network, which corrects them",
+        exclude_if=lambda value: not value,
+    )
     layers_per_block: int = 2
     latent_channels: int = 8
     mid_attention: bool = True
@@ -34,6 +41,12 @@ class AutoencoderConfig(Config):
     def _fits_together(self) -> AutoencoderConfig:
         if any(c % self.norm_groups for c in self.channels):
             raise ValueError(f"norm_groups {self.norm_groups} must divide every one of channels {self.channels}")
+        if self.linear_skip and (len(self.channels) > 1 or self.latent_channels > self.patch**2):
+            raise ValueError(
+                "linear_skip takes a patch to a latent: it needs channels of one level, and no more latent_channels "
+                f"than the patch has pixels (now {len(self.channels)} levels, {self.latent_channels} latent_channels, "
+                f"{self.patch**2} pixels)"
+            )
         return self
 
     @property
@@ -42,7 +55,8 @@ class AutoencoderConfig(Config):
 
     def build(self) -> AutoencoderKL:
         n = len(self.channels)
-        return AutoencoderKL(
+        kind = LinearSkipAutoencoder if self.linear_skip else AutoencoderKL
+        return kind(
             in_channels=self.patch**2,
             out_channels=self.patch**2,
             down_block_types=("DownEncoderBlock2D",) * n,
@@ -54,6 +68,78 @@ class AutoencoderConfig(Config):
             mid_block_add_attention=self.mid_attention,
             scaling_factor=1.0,
         )
+
+
+class LinearSkipAutoencoder(AutoencoderKL):
+    """An AutoencoderKL beside a linear one: each adds to what the other says, and the network starts at nothing.
+
+    A network of normalised and rectified features takes thousands of steps to pass a patch through unchanged,
+    which its principal components do in closed form: with 8 of 16, of the log-mel of the embedded study, at a
+    fifth of the error of the network alone after 1,200 steps. The network has what is not linear left to learn.
+    """
+
+    LOG_VARIANCE = -10.0
+    """Of the posterior at the start, in standardised log-mel: less than what the components leave out."""
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        down_block_types: tuple[str, ...],
+        up_block_types: tuple[str, ...],
+        block_out_channels: tuple[int, ...],
+        layers_per_block: int = 1,
+        latent_channels: int = 8,
+        norm_num_groups: int = 32,
+        scaling_factor: float = 1.0,
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
+        mid_block_add_attention: bool = True,
+    ) -> None:
+        super().__init__(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            down_block_types=down_block_types,
+            up_block_types=up_block_types,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            latent_channels=latent_channels,
+            norm_num_groups=norm_num_groups,
+            scaling_factor=scaling_factor,
+            latents_mean=latents_mean,
+            latents_std=latents_std,
+            mid_block_add_attention=mid_block_add_attention,
+        )
+        self.skip_in = nn.Conv2d(in_channels, latent_channels, 1)
+        self.skip_out = nn.Conv2d(latent_channels, out_channels, 1)
+        nn.init.zeros_(self.quant_conv.weight)
+        nn.init.zeros_(self.quant_conv.bias)
+        nn.init.constant_(self.quant_conv.bias.data[latent_channels:], self.LOG_VARIANCE)
+        nn.init.zeros_(self.decoder.conv_out.weight)
+        nn.init.zeros_(self.decoder.conv_out.bias)
+
+    @torch.no_grad()
+    def fit_skip(self, images: Tensor) -> None:
+        """Sets the linear path to the principal components of patches (n, C, T, W), and their inverse."""
+        patches = images.movedim(1, -1).flatten(0, -2).double()
+        mean = patches.mean(dim=0)
+        _, vectors = torch.linalg.eigh(torch.cov((patches - mean).T))  # in ascending order of variance
+        basis = vectors[:, -int(self.config.latent_channels) :].flip(1)
+        self.skip_in.weight.copy_(basis.T[:, :, None, None])
+        assert self.skip_in.bias is not None
+        assert self.skip_out.bias is not None
+        self.skip_in.bias.copy_(-basis.T @ mean)
+        self.skip_out.weight.copy_(basis[:, :, None, None])
+        self.skip_out.bias.copy_(mean)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        mean, log_variance = super()._encode(x).chunk(2, dim=1)
+        return torch.cat([mean + self.skip_in(x), log_variance], dim=1)
+
+    def _decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        sample = super()._decode(z).sample + self.skip_out(z)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
 
 
 def to_image(autoencoder: AutoencoderKL, log_mel: Tensor) -> Tensor:
@@ -87,10 +173,15 @@ def decode(autoencoder: AutoencoderKL, latent: Tensor) -> Tensor:
 
 
 def fit_scale(autoencoder: AutoencoderKL, latents: Tensor) -> None:
-    """Registers the mean and deviation per channel of unscaled training latents (n, L, T, W)."""
-    autoencoder.register_to_config(
-        latents_mean=latents.mean(dim=(0, 2, 3)).tolist(), latents_std=latents.std(dim=(0, 2, 3)).tolist()
-    )
+    """Registers the mean and deviation per channel of unscaled training latents (n, L, T, W).
+
+    Principal components keep half of their proportions (in decibels), and a mean variance of one: at their
+    own, errors of level drown those of spectral shape; at one deviation, what no EEG tells weighs as much as both.
+    """
+    std = latents.std(dim=(0, 2, 3))
+    if isinstance(autoencoder, LinearSkipAutoencoder):
+        std = (std * std.mean()).sqrt()
+    autoencoder.register_to_config(latents_mean=latents.mean(dim=(0, 2, 3)).tolist(), latents_std=std.tolist())
 
 
 def _scale(autoencoder: AutoencoderKL, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eeg2speech.models.layers import resample_frames
+from eeg2speech.models.prior import AlignedCondition, LatentPrior, posterior_prediction, prediction_of, signal_and_noise
+from eeg2speech.models.schedule import FlowScheduleConfig, NoiseScheduleConfig, ScheduleConfig, noise_scheduler
 from eeg2speech.schema import Config
 
 Conditioning = Literal["film", "cross_attention", "time_aligned"]
@@ -29,6 +30,11 @@ class DenoiserConfig(Config):
     norm_groups: int = 32
     conditioning: tuple[Conditioning, ...] = ("time_aligned",)
     aligned_channels: int = Field(default=8, description="channels that time-aligned conditioning adds to the input")
+    prior: bool = Field(
+        default=False,
+        description="the condition gives a Gaussian estimate of the latent, which the UNet corrects",
+        exclude_if=lambda value: not value,
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> DenoiserConfig:
@@ -54,15 +60,20 @@ class DenoiserConfig(Config):
         cond_dim: int,
         cond_frames: int,
         latent_frames: int | None = None,
+        schedule: NoiseScheduleConfig | FlowScheduleConfig | None = None,
     ) -> Denoiser:
-        """`latent_frames`: of a latent; where the condition has several frames to one of it, none is averaged away."""
+        """`latent_frames`: of a latent; where the condition has several frames to one of it, none is averaged away.
+        `schedule`: the objective, which a denoiser with a prior must know."""
+        if self.prior and schedule is None:
+            raise ValueError("a denoiser with a prior needs the schedule")
         return Denoiser(
             latent_channels=latent_channels,
             latent_bins=latent_bins,
             cond_dim=cond_dim,
             cond_frames=cond_frames,
             cond_fold=max(1, round(cond_frames / (latent_frames or cond_frames))),
-            **self.model_dump(),
+            prior=schedule.model_dump() if self.prior and schedule is not None else None,
+            **self.model_dump(exclude={"prior"}),
         )
 
 
@@ -72,7 +83,9 @@ class Denoiser(ModelMixin, ConfigMixin):
     *film*: the condition's mean over time, as a class embedding concatenated to the time embedding
     (AudioLDM). *cross_attention*: the condition's frames as keys. *time_aligned*: the condition,
     projected frame by frame onto the latent's time axis and concatenated to its channels.
-    A learned `null_cond` stands for "no condition" in all three.
+    A learned `null_cond` stands for "no condition" in all three. With a `prior` (the dump of a schedule)
+    the condition also gives a mean and a log variance of the latent; the UNet sees them, and corrects
+    what they predict.
     """
 
     _supports_gradient_checkpointing = True
@@ -92,6 +105,7 @@ class Denoiser(ModelMixin, ConfigMixin):
         conditioning: tuple[Conditioning, ...] = ("time_aligned",),
         aligned_channels: int = 8,
         cond_fold: int = 1,
+        prior: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         film, cross = "film" in conditioning, "cross_attention" in conditioning
@@ -100,7 +114,7 @@ class Denoiser(ModelMixin, ConfigMixin):
         down = tuple(f"{kind}DownBlock2D" if on else "DownBlock2D" for on in attention)
         up = tuple(f"{kind}UpBlock2D" if on else "UpBlock2D" for on in reversed(attention))
         self.unet = UNet2DConditionModel(
-            in_channels=latent_channels + (aligned_channels if self.aligned else 0),
+            in_channels=latent_channels * (3 if prior else 1) + (aligned_channels if self.aligned else 0),
             out_channels=latent_channels,
             down_block_types=down,
             up_block_types=up,
@@ -117,8 +131,15 @@ class Denoiser(ModelMixin, ConfigMixin):
         )
         self.null_cond = nn.Parameter(torch.zeros(cond_dim, 1))
         if self.aligned:
-            self.align = nn.Conv1d(cond_dim * cond_fold, aligned_channels * latent_bins, 3, padding=1)
+            self.align = AlignedCondition(cond_dim, cond_fold, aligned_channels, latent_bins)
         self.multiple = 2 ** (len(channels) - 1)
+        self.latent_prior, self.process = None, None
+        if prior is not None:
+            self.latent_prior = LatentPrior(cond_dim, cond_fold, latent_channels, latent_bins)
+            self.process = noise_scheduler(TypeAdapter(ScheduleConfig).validate_python(dict(prior)))
+            # At the start the prediction is the prior's.
+            nn.init.zeros_(self.unet.conv_out.weight)
+            nn.init.zeros_(self.unet.conv_out.bias)
 
     def drop(self, cond: Tensor, dropped: Tensor) -> Tensor:
         """(B, D, T') with the rows where `dropped` (B,) is true replaced by the null condition."""
@@ -137,11 +158,11 @@ class Denoiser(ModelMixin, ConfigMixin):
         padded = -(-frames // self.multiple) * self.multiple
         x = latent
         if self.aligned:
-            fold = int(self.config.cond_fold)
-            hint = resample_frames(cond, frames * fold).unflatten(2, (frames, fold)).transpose(2, 3).flatten(1, 2)
-            hint = self.align(hint)
-            hint = hint.unflatten(1, (-1, latent.shape[3])).transpose(2, 3)
-            x = torch.cat([x, hint.to(x)], dim=1)
+            x = torch.cat([x, self.align(cond, frames).to(x)], dim=1)
+        estimated = None
+        if self.latent_prior is not None:
+            estimated = self.latent_prior.estimate(cond, frames)
+            x = torch.cat([x, *(part.to(x) for part in estimated)], dim=1)
         x = F.pad(x, (0, 0, 0, padded - frames))
         kinds = self.config.conditioning
         out = self.unet(
@@ -150,4 +171,11 @@ class Denoiser(ModelMixin, ConfigMixin):
             encoder_hidden_states=cond.transpose(1, 2) if "cross_attention" in kinds else None,
             class_labels=cond.mean(dim=2) if "film" in kinds else None,
         ).sample
-        return out[:, :, :frames]
+        out = out[:, :, :frames]
+        if estimated is None:
+            return out
+        # In float32: the closed form has differences of near numbers in it.
+        alpha, sigma = signal_and_noise(self.process, t)
+        kind = prediction_of(self.process)
+        expected, deviation = posterior_prediction(kind, latent.float(), alpha, sigma, *estimated)
+        return expected + deviation * out.float()

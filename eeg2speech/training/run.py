@@ -10,11 +10,13 @@ import yaml
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from eeg2speech import audio
 from eeg2speech.config import ExperimentConfig
 from eeg2speech.data.loader import StudyData, TrainingSampler
 from eeg2speech.files import digest, write_atomically
 from eeg2speech.models.audio_encoder import DeepMelConfig
-from eeg2speech.models.autoencoder import fit_scale, to_image
+from eeg2speech.models.autoencoder import LinearSkipAutoencoder, fit_scale, to_image
+from eeg2speech.models.denoiser import Denoiser
 from eeg2speech.models.eeg_encoder import AlignedConv
 from eeg2speech.models.regressor import Regressor
 from eeg2speech.models.schedule import noise_scheduler, sampler_of
@@ -99,16 +101,19 @@ class _Trainer:
         self.valid_rows = _spread(data.indices("valid"), VALIDATION_WINDOWS)
         # One per stage, filled in order: a later stage depends on the earlier ones it builds on.
         self.depends: dict[str, str] = {}
+        self.latents: Tensor | AutoencoderKL | None = None  # of every stimulus, or what encodes them
 
     def run(self) -> Trained:
         training, data = self.config.training, self.data
-        eeg_encoder, audio_encoder = self.contrastive()
+        generates = data.has_audio and training.autoencoder is not None and training.diffusion is not None
+        autoencoder = self.autoencoder() if generates else None
+        denoiser = self.denoiser(autoencoder) if autoencoder is not None else None
+        eeg_encoder, audio_encoder = self.contrastive(denoiser)
         regressor, pipeline = None, None
-        if data.has_audio:
-            if training.regression is not None:
-                regressor = self.regression(training.regression)
-            if training.autoencoder is not None and training.diffusion is not None:
-                pipeline = self.diffusion(eeg_encoder, audio_encoder, self.autoencoder())
+        if data.has_audio and training.regression is not None:
+            regressor = self.regression(training.regression)
+        if autoencoder is not None and denoiser is not None:
+            pipeline = self.diffusion(eeg_encoder, audio_encoder, autoencoder, denoiser)
         modules = [m for m in (eeg_encoder, audio_encoder, regressor) if m is not None]
         for module in modules:
             module.eval().requires_grad_(False)
@@ -149,9 +154,10 @@ class _Trainer:
             batch = self.data.batch(_spread(self.rows, ALIGNMENT_WINDOWS))
             encoder.fit_alignment(batch.eeg, batch.subject)
 
-    def contrastive(self) -> tuple[nn.Module, nn.Module]:
-        model, data = self.config.model, self.data
-        n_frames = embedding_frames(self.config)
+    def contrastive(self, denoiser: Denoiser | None) -> tuple[nn.Module, nn.Module]:
+        """Where the denoiser has a prior, that is trained here, and stays as it is when the denoiser is trained."""
+        config, model, data = self.config, self.config.model, self.data
+        n_frames = self.config.embedding_frames
         sizes = {"dim": model.embedding.dim, "n_frames": n_frames}
         self.seeded("eeg_encoder")
         eeg_encoder = model.eeg_encoder.build(n_subjects=data.n_subjects, n_channels=data.n_channels, **sizes)
@@ -162,7 +168,17 @@ class _Trainer:
         parts = [model.embedding.model_dump(), model.eeg_encoder.model_dump(), model.audio_encoder.model_dump()]
         if self.speech_model is not None:
             parts.append({"speech_model": self.speech_model.signature})
-        self.train(ContrastiveStage(eeg_encoder, audio_encoder), self.config.training.contrastive, *parts)
+        stage = ContrastiveStage(eeg_encoder, audio_encoder)
+        training = config.training
+        prior = None if denoiser is None else denoiser.latent_prior
+        if prior is not None:
+            assert training.diffusion is not None
+            weights = {"prior_weight": training.prior_weight, "audio_share": training.diffusion.audio_share}
+            stage = ContrastiveStage(eeg_encoder, audio_encoder, prior, self.latents, **weights)
+            parts += [weights, model.denoiser.model_dump(), {"autoencoder": self.depends["autoencoder"]}]
+        self.train(stage, training.contrastive, *parts)
+        if prior is not None:
+            prior.requires_grad_(False)
         return eeg_encoder, audio_encoder
 
     def regression(self, config: StageConfig) -> nn.Module:
@@ -184,6 +200,9 @@ class _Trainer:
         autoencoder = choice.build()
         if training.gradient_checkpointing:
             autoencoder.enable_gradient_checkpointing()
+        if isinstance(autoencoder, LinearSkipAutoencoder):
+            features = _of_training(self.data, self.data.features.features)
+            autoencoder.fit_skip(to_image(autoencoder, features.transpose(1, 2).unsqueeze(1)))
         start: list[str] = []
         if training.init is not None:
             start_autoencoder(autoencoder, training.init)
@@ -192,22 +211,31 @@ class _Trainer:
         self.train(stage, training, choice.model_dump(), *start)
         return autoencoder.eval().requires_grad_(False)
 
-    def diffusion(
-        self, eeg_encoder: nn.Module, audio_encoder: nn.Module, autoencoder: AutoencoderKL
-    ) -> EEG2SpeechPipeline:
+    def denoiser(self, autoencoder: AutoencoderKL) -> Denoiser:
+        """Untrained, for the latents of this autoencoder, which it encodes."""
         config, training = self.config, self.config.training.diffusion
         assert training is not None
-        latents = self.latents(autoencoder, training.cache_latents)
+        encoded = self.encoded(autoencoder, training.cache_latents)  # also fits the autoencoder's scale
+        self.latents = encoded if training.cache_latents else autoencoder
         self.seeded("denoiser")
         denoiser = config.model.denoiser.build(
             latent_channels=config.model.autoencoder.latent_channels,
-            latent_bins=latents.shape[3],
+            latent_frames=encoded.shape[2],
+            latent_bins=encoded.shape[3],
             cond_dim=config.model.embedding.dim,
-            cond_frames=embedding_frames(config),
-            latent_frames=latents.shape[2],
+            cond_frames=config.embedding_frames,
+            schedule=config.model.schedule,
         )
         if training.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
+        return denoiser
+
+    def diffusion(
+        self, eeg_encoder: nn.Module, audio_encoder: nn.Module, autoencoder: AutoencoderKL, denoiser: Denoiser
+    ) -> EEG2SpeechPipeline:
+        config, training = self.config, self.config.training.diffusion
+        assert training is not None
+        assert self.latents is not None
         start: list[str] = []
         if training.init is not None:
             start_denoiser(denoiser, training.init)
@@ -217,12 +245,13 @@ class _Trainer:
             eeg_encoder,
             audio_encoder,
             noise_scheduler(config.model.schedule),
-            latents if training.cache_latents else autoencoder,
+            self.latents,
             audio_share=training.audio_share,
             null_share=training.null_share,
             min_snr_gamma=training.min_snr_gamma,
             contrastive_weight=training.contrastive_weight,
             audio_first=training.audio_first,
+            crop_frames=training.crop_frames,
         )
         parts = (config.model.denoiser.model_dump(), config.model.schedule.model_dump())
         self.train(stage, training, *parts, self.depends["contrastive"], self.depends["autoencoder"], *start)
@@ -233,8 +262,8 @@ class _Trainer:
             vocoder=config.model.vocoder.build(),
             scheduler=sampler_of(config.model.schedule, config.sampling),
             audio_encoder=audio_encoder,
-            latent_frames=latents.shape[2],
-            latent_bins=latents.shape[3],
+            latent_frames=config.latent_frames,
+            latent_bins=audio.N_MELS // config.model.autoencoder.downsampling,
         )
         for module in (denoiser, eeg_encoder, audio_encoder, pipeline.vocoder):
             module.eval().requires_grad_(False)
@@ -248,7 +277,7 @@ class _Trainer:
         return pipeline
 
     @torch.no_grad()
-    def latents(self, autoencoder: AutoencoderKL, cached: bool) -> Tensor:
+    def encoded(self, autoencoder: AutoencoderKL, cached: bool) -> Tensor:
         """(n_stimuli, L, T / 4, 16): every stimulus encoded once, scaled by the training split's statistics.
 
         Not `cached`, it is but as many training stimuli as those statistics need. A published denoiser knows
@@ -267,11 +296,6 @@ class _Trainer:
         fit_scale(autoencoder, latents[training] if cached else latents)
         mean, std = (torch.tensor(autoencoder.config[k]).view(1, -1, 1, 1) for k in ("latents_mean", "latents_std"))
         return (latents - mean) / std
-
-
-def embedding_frames(config: ExperimentConfig) -> int:
-    """T' of the embedding."""
-    return round(config.windows.length_s * config.model.embedding.rate_hz)
 
 
 def _training_stimuli(data: StudyData) -> np.ndarray:

@@ -13,6 +13,7 @@ from eeg2speech.losses import clip_loss, similarity
 from eeg2speech.models.autoencoder import encode, from_image, to_image
 from eeg2speech.models.denoiser import Denoiser
 from eeg2speech.models.layers import normalise_embedding
+from eeg2speech.models.prior import LatentPrior
 from eeg2speech.training.loop import Stage
 from eeg2speech.training.objectives import add_noise
 
@@ -46,18 +47,45 @@ class AutoencoderStage(Stage):
 
 
 class ContrastiveStage(Stage):
-    """The EEG encoder and the audio encoder, brought together by the contrastive loss."""
+    """The EEG encoder and the audio encoder, brought together by the contrastive loss.
 
-    def __init__(self, eeg_encoder: nn.Module, audio_encoder: nn.Module) -> None:
-        super().__init__("contrastive", {"eeg_encoder": eeg_encoder, "audio_encoder": audio_encoder})
+    With a `prior` the embeddings must also say what the latent is: of each example one is read by it, the audio's
+    with probability `audio_share`. `latents` are as in `DiffusionStage`.
+    """
+
+    def __init__(
+        self,
+        eeg_encoder: nn.Module,
+        audio_encoder: nn.Module,
+        prior: LatentPrior | None = None,
+        latents: Tensor | AutoencoderKL | None = None,
+        *,
+        prior_weight: float = 1.0,
+        audio_share: float = 0.25,
+    ) -> None:
+        modules = {"eeg_encoder": eeg_encoder, "audio_encoder": audio_encoder}
+        super().__init__(
+            "contrastive",
+            modules | ({} if prior is None else {"prior": prior}),
+            frozen={"autoencoder": latents} if isinstance(latents, AutoencoderKL) else {},
+        )
+        self.prior, self.latents = prior, latents
+        self.prior_weight, self.audio_share = prior_weight, audio_share
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         estimate = self.modules["eeg_encoder"](batch.eeg, batch.positions, batch.subject)
         candidate = self.modules["audio_encoder"](batch.heard)
-        return {"loss": clip_loss(estimate, candidate, batch.stimulus)}
+        contrastive = clip_loss(estimate, candidate, batch.stimulus)
+        if self.prior is None or self.latents is None:
+            return {"loss": contrastive}
+        cond = mixed_condition(estimate, candidate, self.audio_share)
+        terms = self.prior.loss(cond, latents_of(self.latents, batch).to(batch.eeg))
+        return {"loss": contrastive + self.prior_weight * terms["prior"], "contrastive": contrastive} | terms
 
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Loss within batches, and top-1 accuracy among all unique validation stimuli."""
+        batches = list(batches)
+        means = super().validate(batches) if self.prior is not None else {}
         estimates, stimuli, losses = [], [], []
         candidates: dict[int, Tensor] = {}
         for batch in batches:
@@ -70,7 +98,7 @@ class ContrastiveStage(Stage):
         unique = torch.tensor(sorted(candidates))
         scores = similarity(torch.cat(estimates), torch.stack([candidates[int(s)] for s in unique]))
         hit = unique[scores.argmax(dim=1).cpu()] == torch.cat(stimuli).cpu()
-        return {"loss": sum(losses) / len(losses), "top1": float(hit.float().mean())}
+        return {"loss": sum(losses) / len(losses)} | means | {"top1": float(hit.float().mean())}
 
 
 class RegressionStage(Stage):
@@ -109,6 +137,7 @@ class DiffusionStage(Stage):
         min_snr_gamma: float | None,
         contrastive_weight: float | None,
         audio_first: float = 0.0,
+        crop_frames: int | None = None,
     ) -> None:
         encoders = {"eeg_encoder": eeg_encoder, "audio_encoder": audio_encoder}
         joint = contrastive_weight is not None
@@ -122,15 +151,17 @@ class DiffusionStage(Stage):
         self.scheduler, self.latents = scheduler, latents
         self.audio_share, self.null_share, self.gamma = audio_share, null_share, min_snr_gamma
         self.contrastive_weight, self.audio_first = contrastive_weight, audio_first
+        self.crop_frames = crop_frames
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        x0 = self._latent(batch).to(batch.eeg)
+        x0 = latents_of(self.latents, batch).to(batch.eeg)
         with torch.set_grad_enabled(self.contrastive_weight is not None and torch.is_grad_enabled()):
             estimate = self.eeg_encoder(batch.eeg, batch.positions, batch.subject)
             candidate = self.audio_encoder(batch.heard)
         cond = self._condition(estimate, candidate)
-        noised = add_noise(self.scheduler, x0, self.gamma)
-        predicted = self.denoiser(noised.latent, noised.t, cond).float()
+        latent, seen = self._crop(x0, cond)
+        noised = add_noise(self.scheduler, latent, self.gamma)
+        predicted = self.denoiser(noised.latent, noised.t, seen).float()
         error = (predicted - noised.target).square().mean(dim=(1, 2, 3))
         terms = {"loss": (noised.weight * error).mean(), "error": error.mean()}
         if self.contrastive_weight is not None:
@@ -138,17 +169,30 @@ class DiffusionStage(Stage):
             terms["loss"] = terms["loss"] + self.contrastive_weight * terms["contrastive"]
         return terms
 
-    @torch.no_grad()
-    def _latent(self, batch: Batch) -> Tensor:
-        """(B, L, T, W)"""
-        if isinstance(self.latents, Tensor):
-            return self.latents[batch.stimulus.cpu()]
-        return encode(self.latents, batch.log_mel)
+    def _crop(self, x0: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+        """The same random stretch of latents and conditions, in training."""
+        n = self.crop_frames
+        if n is None or not self.denoiser.training or n >= x0.shape[2]:
+            return x0, cond
+        fold = cond.shape[2] // x0.shape[2]
+        start = int(torch.randint(x0.shape[2] - n + 1, ()))
+        return x0[:, :, start : start + n], cond[:, :, start * fold : (start + n) * fold]
 
     def _condition(self, estimate: Tensor, candidate: Tensor) -> Tensor:
         n = len(estimate)
         only_audio = self.denoiser.training and self.progress < self.audio_first
-        from_audio = torch.rand(n, device=estimate.device) < (1.0 if only_audio else self.audio_share)
+        cond = mixed_condition(estimate, candidate, 1.0 if only_audio else self.audio_share)
         dropped = torch.rand(n, device=estimate.device) < self.null_share
-        cond = torch.where(from_audio.view(-1, 1, 1), normalise_embedding(candidate), normalise_embedding(estimate))
         return self.denoiser.drop(cond, dropped)
+
+
+@torch.no_grad()
+def latents_of(latents: Tensor | AutoencoderKL, batch: Batch) -> Tensor:
+    """(B, L, T, W), from those of every stimulus (n_stimuli, L, T, W) or from the autoencoder that makes them."""
+    return latents[batch.stimulus.cpu()] if isinstance(latents, Tensor) else encode(latents, batch.log_mel)
+
+
+def mixed_condition(estimate: Tensor, candidate: Tensor, audio_share: float) -> Tensor:
+    """(B, D, T') each -> the EEG's embedding, or with probability `audio_share` the audio's, on one scale."""
+    from_audio = torch.rand(len(estimate), device=estimate.device) < audio_share
+    return torch.where(from_audio.view(-1, 1, 1), normalise_embedding(candidate), normalise_embedding(estimate))
