@@ -455,3 +455,14 @@ def test_euclidean_alignment_whitens_each_subject() -> None:
         whitened = (encoder.alignment[index] @ eeg[subject == index].clamp(-5, 5)).transpose(0, 1).flatten(1)
         torch.testing.assert_close(whitened @ whitened.T / whitened.shape[1], torch.eye(5), atol=1e-3, rtol=0)
     assert encoder(eeg, torch.rand(40, 5, 2), subject).shape == (40, 3, 50)
+
+
+def test_a_linear_skip_of_deep_mel_is_a_1x1_convolution_beside_it() -> None:
+    network = DeepMel(n_bands=5, dim=3, n_frames=12, channels=8, depth=2, linear_skip=True).eval()
+    network.fit_scale(features := 2.0 + 3.0 * torch.randn(4, 5, 12))
+    nn.init.zeros_(network.head.weight)
+    nn.init.zeros_(network.head.bias)
+    assert network.skip is not None
+    standardised = (features - features.mean(dim=(0, 2)).view(-1, 1)) / features.std(dim=(0, 2)).view(-1, 1)
+    expected = torch.einsum("dk,bkf->bdf", network.skip.weight[:, :, 0], standardised) + network.skip.bias.view(-1, 1)
+    torch.testing.assert_close(network(features), expected, rtol=1e-4, atol=1e-5)
