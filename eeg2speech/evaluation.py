@@ -29,6 +29,13 @@ class SamplingConfig(Config):
         description="how much of the condition's own deviation guidance is given back (Lin et al., WACV 2024)",
         exclude_if=lambda value: not value,
     )
+    temperature: float = Field(
+        default=1.0,
+        ge=0,
+        description="size of the noise that sampling starts from, 1 as in training; below: nearer to what is likeliest "
+        "(Popov et al., ICML 2021)",
+        exclude_if=lambda value: value == 1.0,
+    )
     seed: int = Field(default=0, ge=0, description="the sampling seed; a sample's noise comes from it and its stimulus")
     batch_size: int = Field(default=16, ge=1)
 

@@ -57,6 +57,7 @@ class EEG2SpeechPipeline(DiffusionPipeline):
         num_inference_steps: int = 10,
         guidance_scale: float = 1.0,
         guidance_rescale: float = 0.0,
+        temperature: float = 1.0,
         seeds: Sequence[int] | None = None,
     ) -> Tensor:
         """EEG (B, C, T), positions (B, C, 2), subject (B,) -> waveforms (B, N) at 16 kHz.
@@ -70,14 +71,17 @@ class EEG2SpeechPipeline(DiffusionPipeline):
                 raise ValueError("give eeg, positions and subject, or cond")
             cond = self.eeg_encoder(eeg, positions, subject)
         seeds = list(range(len(cond))) if seeds is None else list(seeds)
-        latent = self.sample(normalise_embedding(cond), num_inference_steps, guidance_scale, seeds, guidance_rescale)
+        latent = self.sample(
+            normalise_embedding(cond), num_inference_steps, guidance_scale, seeds, guidance_rescale, temperature
+        )
         return self.vocode(decode(self.vae, latent), seeds)
 
     @torch.no_grad()
     def unconditional(self, n: int, **sampling: object) -> Tensor:
         """(n, N) waveforms from the learned null condition."""
         seeds = list(sampling.pop("seeds"))  # type: ignore[call-overload]
-        latent = self.sample(self.denoiser.null(n), sampling["num_inference_steps"], 1.0, seeds)  # type: ignore[arg-type]
+        steps, temperature = sampling["num_inference_steps"], sampling.get("temperature", 1.0)
+        latent = self.sample(self.denoiser.null(n), steps, 1.0, seeds, temperature=temperature)  # type: ignore[arg-type]
         return self.vocode(decode(self.vae, latent), seeds)
 
     def sample(
@@ -87,13 +91,15 @@ class EEG2SpeechPipeline(DiffusionPipeline):
         guidance_scale: float,
         seeds: Sequence[int],
         guidance_rescale: float = 0.0,
+        temperature: float = 1.0,
     ) -> Tensor:
         """Normalised condition (B, D, T') -> latent (B, L, T, W).
 
         Classifier-free guidance (Ho & Salimans 2022): null + scale * (cond - null); scale 1 costs one pass.
-        `guidance_rescale` is the phi of Lin et al. (WACV 2024), section 3.4.
+        `guidance_rescale` is the phi of Lin et al. (WACV 2024), section 3.4. `temperature` is the size of the
+        noise at the start.
         """
-        latent = self.noise(seeds).to(cond)
+        latent = self.noise(seeds).to(cond) * temperature
         null = self.denoiser.null(len(cond)) if guidance_scale != 1.0 else None
         set_steps(self.scheduler, num_inference_steps, cond.device)
         # Schedulers of flow matching scale nothing, and have no words for it.

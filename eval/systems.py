@@ -96,6 +96,7 @@ class Bench:
                 num_inference_steps=self.sampling.num_inference_steps,
                 guidance_scale=self.sampling.guidance_scale,
                 guidance_rescale=self.sampling.guidance_rescale,
+                temperature=self.sampling.temperature,
                 seeds=seeds,
             ),
         )
@@ -259,10 +260,9 @@ class Unconditional(System):
     description = "the null condition: what the model says when told nothing"
 
     def speak(self, bench: Bench, stimulus: np.ndarray, estimate: Tensor | None) -> np.ndarray:
-        steps = bench.sampling.num_inference_steps
+        chosen = {"num_inference_steps": bench.sampling.num_inference_steps, "temperature": bench.sampling.temperature}
         return bench._in_batches(
-            stimulus,
-            lambda rows, seeds: bench.pipeline.unconditional(len(seeds), num_inference_steps=steps, seeds=seeds),
+            stimulus, lambda rows, seeds: bench.pipeline.unconditional(len(seeds), seeds=seeds, **chosen)
         )
 
 

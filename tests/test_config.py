@@ -67,11 +67,14 @@ def test_overrides_are_yaml_values(written: Callable[[Any], Path]) -> None:
 
 
 LEVERS = {
+    "model.denoiser.prior": True,
+    "training.prior_weight": 2.0,
     "training.diffusion.audio_first": 0.5,
     "training.diffusion.cache_latents": False,
     "training.diffusion.gradient_checkpointing": True,
     "training.autoencoder.gradient_checkpointing": True,
     "sampling.guidance_rescale": 0.7,
+    "sampling.temperature": 0.5,
 }
 
 

@@ -269,3 +269,15 @@ def test_a_pipeline_needs_no_audio_encoder(pipeline: EEG2SpeechPipeline, tmp_pat
     again = EEG2SpeechPipeline.from_pretrained(tmp_path)
     assert again.audio_encoder is None
     assert again.config.latent_frames == 75
+
+
+def test_temperature_scales_the_noise_that_sampling_starts_from() -> None:
+    """One step of DPM-Solver++ from pure noise is the network's x0, which saw that noise at that size."""
+    pipeline = tiny_pipeline()
+    cond, seeds = torch.randn(2, DIM, FRAMES), [3, 4]
+    t = torch.tensor([999, 999])
+    for temperature in (1.0, 0.5, 0.0):
+        with torch.no_grad():
+            x0 = -pipeline.denoiser(temperature * pipeline.noise(seeds), t, cond)  # v at no signal
+        found = pipeline.sample(cond, 1, 1.0, seeds, temperature=temperature)
+        torch.testing.assert_close(found, x0, rtol=1e-3, atol=1e-3)
