@@ -58,6 +58,18 @@ class RecordingSize(Config):
     sfreq: float
 
 
+class StudySize(Config):
+    """A whole study, as Brennan & Hale's files hold it."""
+
+    subjects: int
+    minutes: float
+    channels: int
+    cores: int = Field(description="that it may use")
+    within_s: float = Field(description="what was promised of its preprocessing, reading included")
+    within_gb: float
+    windows_per_s: float = Field(description="what was promised of serving")
+
+
 class RetrievalSize(Config):
     estimates: int = Field(description="and as many candidates")
     shape: tuple[int, int] = Field(description="(D, T') of an embedding")
@@ -81,6 +93,7 @@ class Sizes(Config):
     shapes: dict[str, Shape]
     whole: str = Field(description="the shape in which EEG to waveform is compared with DDIM 200 in float32")
     recording: RecordingSize
+    study: StudySize
     serving_batches: tuple[int, ...] = Field(description="windows a call of StudyData.batch")
     frechet: tuple[tuple[int, int], ...] = Field(description="(d, N)")
     retrieval: RetrievalSize

@@ -1,4 +1,4 @@
-"""`python -m eval run | manifest | score | rescore | sweep | ablate | calibrate | push | pull`."""
+"""`python -m eval run | folds | manifest | score | rescore | sweep | ablate | calibrate | push | pull`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     experiment = config.load(arguments.config, arguments.overrides, arguments.name)
     runner.run(experiment, RunFolder(arguments.runs / experiment.name))
+
+
+def folds(arguments: argparse.Namespace) -> None:
+    from eval.folds import folds as run_folds
+
+    run_folds(arguments.config, arguments.overrides, arguments.name, arguments.runs)
 
 
 def rescore(arguments: argparse.Namespace) -> None:
@@ -143,6 +149,10 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("run", help=text, description=text)
     add_run_arguments(command)
     command.set_defaults(handler=run)
+    text = "run every fold of a config with splits.n_folds, and pool them into one results.json and a table"
+    command = commands.add_parser("folds", help=text, description=text)
+    add_run_arguments(command)
+    command.set_defaults(handler=folds)
     text = "score the sounds that a run has stored once more; prints a line of JSON for each cell, and writes nothing"
     command = commands.add_parser("rescore", help=text, description=text)
     command.add_argument("run", type=Path, metavar="RUN_FOLDER")

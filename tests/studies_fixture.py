@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pybv
 import scipy.io
+import scipy.signal
 import soundfile
 
 Interval = tuple[float, float, str]
@@ -96,9 +97,10 @@ class AliceFixture:
         table_columns: int = 16,
         table: pd.DataFrame | None = None,
         durations_s: Sequence[float] = (SEGMENT_S,) * 12,
+        rate: int = 16_000,
     ) -> None:
-        """`table` and `durations_s`: of the real story, in place of 96 words in 60 s."""
-        self.root = root
+        """`table` and `durations_s`: of the real story, in place of 96 words in 60 s. `rate`: Hz of the wavs."""
+        self.root, self.rate = root, rate
         (root / "audio").mkdir(parents=True)
         (root / "proc").mkdir()
         self.sounds = [self._sound(number, duration_s) for number, duration_s in enumerate(durations_s, start=1)]
@@ -114,6 +116,7 @@ class AliceFixture:
         late_by_s: float = 0.0,
         n_channels: int = 8,
         v73: bool = False,
+        compressed: bool = False,
     ) -> np.ndarray:
         """Writes a subject; returns its EEG (channels, samples) in µV. `late_by_s`: an error of the onsets."""
         rng = np.random.default_rng(int(subject[1:]))
@@ -132,7 +135,7 @@ class AliceFixture:
             markers = markers[1:]
         self.began_s = began / ALICE_SFREQ
         if release == "mat":
-            self._write_mat(subject, np.concatenate(rows), names, v73)
+            self._write_mat(subject, np.concatenate(rows), names, v73, compressed)
         else:
             self._write_vhdr(subject, np.concatenate(rows), names, markers)
         if proc:
@@ -144,7 +147,8 @@ class AliceFixture:
         loudness = np.repeat(rng.uniform(0.0, 1.0, round(5 * duration_s)) ** 2, 3_200)
         tone = np.sin(2 * np.pi * 120 * np.arange(len(loudness)) / 16_000)
         sound = 0.5 * loudness * tone
-        soundfile.write(self.root / "audio" / f"DownTheRabbitHoleFinal_SoundFile{number}.wav", sound, 16_000)
+        at_rate = sound if self.rate == 16_000 else scipy.signal.resample_poly(sound, self.rate // 100, 160)
+        soundfile.write(self.root / "audio" / f"DownTheRabbitHoleFinal_SoundFile{number}.wav", at_rate, self.rate)
         return sound
 
     def _table(self, n_columns: int) -> pd.DataFrame:
@@ -165,7 +169,7 @@ class AliceFixture:
             channel[start : start + len(kept)] += kept
         return channel
 
-    def _write_mat(self, subject: str, data: np.ndarray, names: list[str], v73: bool) -> None:
+    def _write_mat(self, subject: str, data: np.ndarray, names: list[str], v73: bool, compressed: bool) -> None:
         n_samples = data.shape[1]
         raw = {
             "label": list(names) if v73 else np.array(names, dtype=object)[:, None],
@@ -179,7 +183,7 @@ class AliceFixture:
         if v73:
             write_v73(path, {"raw": raw})
         else:
-            scipy.io.savemat(path, {"raw": raw})
+            scipy.io.savemat(path, {"raw": raw}, do_compression=compressed)
 
     def _write_vhdr(self, subject: str, data: np.ndarray, names: list[str], markers: list[tuple[int, int]]) -> None:
         pybv.write_brainvision(

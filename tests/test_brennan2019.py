@@ -80,6 +80,30 @@ def test_matlab_files_are_unpacked_once(alice: AliceFixture) -> None:
     assert first.fingerprint == second.fingerprint
 
 
+def test_files_are_unpacked_side_by_side_and_none_stays_in_memory(alice: AliceFixture) -> None:
+    names = ("S03", "S01", "S05", "S04", "S06")
+    written = {name: alice.add(name) for name in names}
+    recordings = list(study(alice, *names).iter_recordings())
+    assert [r.subject for r in recordings] == sorted(names)
+    for recording in recordings:
+        expected = written[recording.subject][:, -90:] * 1e-6
+        n = recording.eeg.n_samples
+        np.testing.assert_allclose(recording.eeg.read(n - 90, n), expected, atol=6e-10)
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert str(alice.root.parent / "generated") not in maps.read_text()
+
+
+def test_the_first_listener_whose_file_is_damaged_is_named_before_any_other(alice: AliceFixture) -> None:
+    for name in ("S01", "S03", "S04"):
+        alice.add(name)
+    (alice.root / "S03.mat").write_bytes(b"MATLAB 5.0 MAT-file")
+    read = study(alice, "S01", "S03", "S04").iter_recordings()
+    assert next(read).subject == "S01"
+    with pytest.raises(UserError, match=r"S03\.mat: no MATLAB file"):
+        next(read)
+
+
 def test_the_study_prepares_from_files_to_batches(alice: AliceFixture, tmp_path: Path) -> None:
     alice.add("S01", release="mat")
     alice.add("S03", release="brainvision")

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eeg2speech import audio
-from eeg2speech.data.loader import UNSEEN_SUBJECT, StudyData, TrainingSampler
-from eeg2speech.data.preprocessing import PreprocessingConfig
+from eeg2speech.data.loader import AT_ONCE, UNSEEN_SUBJECT, StudyData, TrainingSampler
+from eeg2speech.data.preprocessing import PreprocessingConfig, baseline_and_clamp
 from eeg2speech.data.splits import SplitConfig
 from eeg2speech.data.windows import WindowConfig
 from eeg2speech.errors import UserError
@@ -75,6 +75,22 @@ def test_baseline_uses_what_the_recording_has(tmp_path: Path) -> None:
         scaled[:, 618:978] - scaled[:, 558:618].mean(axis=1, keepdims=True),
     ]
     np.testing.assert_allclose(batch.eeg, np.stack(expected), atol=1e-4)
+
+
+def test_what_a_window_is_does_not_depend_on_what_is_served_with_it(tmp_path: Path) -> None:
+    """Windows are prepared a few at a time; to the bit as if all at once, or each alone."""
+    data = load(sentence_study(tmp_path), tmp_path / "cache")
+    rows = np.random.default_rng(0).choice(len(data.windows), 3 * AT_ONCE + 1)
+    served = data.batch(rows).eeg
+    assert torch.equal(served, torch.cat([data.batch(rows[i : i + 1]).eeg for i in range(len(rows))]))
+    known = np.zeros((len(rows), data.n_channels, 60 + data.n_times), dtype=np.float32)
+    starts = data.starts(rows)
+    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        eeg = data.eeg[data.windows["recording"].iloc[row]]
+        before = min(60, start)
+        known[i, :, 60 - before :] = eeg[:, start - before : start + data.n_times]
+    available = torch.from_numpy(np.minimum(60, starts))
+    assert torch.equal(served, baseline_and_clamp(torch.from_numpy(known), 60, available, 20.0))
 
 
 def test_speech_of_a_window_is_the_file_s(tmp_path: Path) -> None:

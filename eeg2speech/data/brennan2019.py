@@ -7,7 +7,9 @@ the word table. What is corrected here, and why, is told in docs/studies.md.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     import mne
 
 MONTAGE = "easycap-M10"
+WORKERS = 4
+"""Files that are unpacked at a time, each of which takes twice its size of memory meanwhile."""
 AUDIO_CHANNELS = ("AUD", "Aux5")
 WORD_TABLE = "AliceChapterOne-EEG.csv"
 WORD_TABLE_COLUMNS = ("Word", "Segment", "onset", "offset", "Order", "Sentence")
@@ -149,8 +153,7 @@ class Brennan2019Study(SpeechStudy):
         import mne
 
         montage = mne.channels.make_standard_montage(MONTAGE)
-        for subject in self.subjects():
-            signals = self._open(subject, montage)
+        for subject, signals in self._opened(montage):
             onsets = self._segment_onsets(subject, signals)
             sounds = self._sounds(onsets)
             if signals.audio is not None and self.config.verify_alignment:
@@ -166,6 +169,22 @@ class Brennan2019Study(SpeechStudy):
                 words=self._words(onsets),
                 fingerprint=fingerprint(signals.path, signals.path.with_suffix(".eeg")),
             )
+
+    def _opened(self, montage: mne.channels.DigMontage) -> Iterator[tuple[str, _Signals]]:
+        """(subject, signals) in order; `.mat` files are unpacked side by side."""
+        subjects = self.subjects()
+        files = {subject: path for subject in subjects if (path := self._file(subject)) and path.suffix == ".mat"}
+        if self._generated is None:
+            raise RuntimeError("Brennan2019Study.prepare must be called before reading")
+        with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
+            unpacked = {s: pool.submit(open_fieldtrip, path, "raw", self._generated) for s, path in files.items()}
+            try:
+                for subject in subjects:
+                    if subject in unpacked:
+                        unpacked[subject].result()
+                    yield subject, self._open(subject, montage)
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def alignment(self, subject: str) -> pd.DataFrame | None:
         """`data.alignment.alignment` of a subject's sounds; None where the file has no audio channel."""

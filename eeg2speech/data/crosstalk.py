@@ -14,9 +14,12 @@ windows of lags as wide as the one that is tested. A line frequency that both ho
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +43,8 @@ GUARD_S = 1.0
 """Lags this near to the tested ones are in no null: what is periodic in the sound has side peaks there."""
 MIN_S = 60.0
 """With less there are too few other lags for a p below ALPHA, and chance alone comes near BOUND."""
+WORKERS = 4
+"""Recordings at a time, each of which holds its EEG."""
 MAX_S, MAX_VALUES = 600.0, 60_000_000
 """Of each recording, from its first sound on, and at most so many values: 240 MB."""
 
@@ -65,14 +70,12 @@ def crosstalk(recordings: Sequence[Recording], cache: Path) -> Finding:
     """The audit's check; what is in `cache` already is not measured again."""
     from tqdm import tqdm
 
-    measured: list[Coherence] = []
-    reasons: dict[str, int] = {}
-    for recording in tqdm(recordings, "crosstalk", leave=False, disable=None):
-        reason = _untestable(recording)
-        if reason:
-            reasons[reason] = reasons.get(reason, 0) + 1
-        else:
-            measured.append(_cached(recording, cache))
+    refused = [_untestable(recording) for recording in recordings]
+    reasons = {reason: refused.count(reason) for reason in refused if reason}
+    tested = [recording for recording, reason in zip(recordings, refused, strict=True) if not reason]
+    with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
+        done = pool.map(partial(_cached, cache=cache), tested)
+        measured = list(tqdm(done, "crosstalk", len(tested), leave=False, disable=None))
     said = "; ".join(f"not tested in {n} recordings: {reason}" for reason, n in reasons.items())
     if not measured:
         return Finding(CHECK, True, said)
@@ -129,19 +132,25 @@ def measure(recording: Recording) -> Coherence:
 
 def played(recording: Recording, start: int, stop: int) -> np.ndarray:
     """(2, stop - start) float64: the waveform and its magnitude at the EEG's rate, silent between sounds."""
-    from scipy.signal import resample_poly
-
     out = np.zeros((2, stop - start))
-    ratio = Fraction(recording.sfreq / audio.SAMPLE_RATE).limit_denominator(10_000)
     for row in recording.sounds.itertuples(index=False):
         first = round(row.onset_s * recording.sfreq) - start
         if first >= out.shape[1]:
             continue
-        waveform = audio.load(row.path, row.offset_s, row.duration_s)
-        both = resample_poly(np.stack([waveform, np.abs(waveform)]), ratio.numerator, ratio.denominator, axis=1)
+        both = _forms(row.path, float(row.offset_s), float(row.duration_s), recording.sfreq)
         kept = both[:, max(0, -first) : out.shape[1] - first]
         out[:, max(0, first) : max(0, first) + kept.shape[1]] += kept
     return out
+
+
+@lru_cache(maxsize=16)
+def _forms(path: str, offset_s: float, duration_s: float, sfreq: float) -> np.ndarray:
+    """(2, n): a sound and its magnitude at `sfreq`. Kept, for many listeners hear the same."""
+    from scipy.signal import resample_poly
+
+    ratio = Fraction(sfreq / audio.SAMPLE_RATE).limit_denominator(10_000)
+    waveform = audio.load(path, offset_s, duration_s)
+    return resample_poly(np.stack([waveform, np.abs(waveform)]), ratio.numerator, ratio.denominator, axis=1)
 
 
 def strongest(eeg: np.ndarray, sound: np.ndarray, sfreq: float) -> tuple[float, int, int, float]:

@@ -25,6 +25,8 @@ from eeg2speech.data.windows import Cut, WindowConfig, cut
 from eeg2speech.errors import UserError
 from eeg2speech.files import atomic_path, digest, write_atomically
 
+AT_ONCE = 8
+"""Windows whose baseline is taken off together: few enough to stay in the processor's cache."""
 UNSEEN_SUBJECT = -1
 """`Batch.subject` of a listener who is not among the training subjects."""
 
@@ -185,18 +187,22 @@ class StudyData:
         n_before, n_mean = self.preprocessing.baseline
         starts = columns.start[rows] if starts is None else np.asarray(starts)
         available = np.minimum(n_before, starts)
-        eeg = np.zeros((len(rows), self.n_channels, n_before + self.n_times), dtype=np.float32)
         recordings = columns.recording[rows]
-        for i, (recording, start, before) in enumerate(
-            zip(recordings.tolist(), starts.tolist(), available.tolist(), strict=True)
-        ):
-            where, source = columns.sources[recording]
-            eeg[i, where, n_before - before :] = source[:, start - before : start + self.n_times]
+        eeg = torch.empty(len(rows), self.n_channels, self.n_times)
+        for first in range(0, len(rows), AT_ONCE):
+            part = slice(first, first + AT_ONCE)
+            known = self._known(recordings[part], starts[part], available[part], n_before)
+            baseline_and_clamp(
+                torch.from_numpy(known),
+                n_before,
+                torch.from_numpy(available[part]),
+                self.preprocessing.clamp,
+                n_mean,
+                out=eeg[part],
+            )
         stimulus = columns.stimulus[rows]
         return Batch(
-            eeg=baseline_and_clamp(
-                torch.from_numpy(eeg), n_before, torch.from_numpy(available), self.preprocessing.clamp, n_mean
-            ),
+            eeg=eeg,
             positions=torch.from_numpy(columns.positions[recordings]),
             subject=torch.from_numpy(columns.subject[rows]),
             stimulus=torch.from_numpy(stimulus),
@@ -204,6 +210,18 @@ class StudyData:
             text=tuple(columns.text[rows]),
             speech=None if self.features.speech is None else torch.from_numpy(self.features.speech[stimulus]),
         )
+
+    def _known(self, recordings: np.ndarray, starts: np.ndarray, available: np.ndarray, n_before: int) -> np.ndarray:
+        """(n, C, n_before + T): slices of the recordings; 0 before their beginning and in channels that they lack."""
+        out = np.empty((len(recordings), self.n_channels, n_before + self.n_times), dtype=np.float32)
+        for window, recording, start, before in zip(
+            out, recordings.tolist(), starts.tolist(), available.tolist(), strict=True
+        ):
+            where, source = self._columns.sources[recording]
+            if before < n_before or len(source) < self.n_channels:
+                window.fill(0.0)
+            window[where, n_before - before :] = source[:, start - before : start + self.n_times]
+        return out
 
     def facts(self) -> dict[str, Any]:
         """What a report says about the data: plain values only."""

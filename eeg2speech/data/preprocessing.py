@@ -268,16 +268,21 @@ def _scale(recording: Recording, eeg: np.ndarray, scaler: Scaler) -> None:
 
 
 def baseline_and_clamp(
-    eeg: Tensor, n_before: int, available: Tensor, clamp: float, n_mean: int | None = None
+    eeg: Tensor,
+    n_before: int,
+    available: Tensor,
+    clamp: float,
+    n_mean: int | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """(B, C, n_before + T) -> (B, C, T): each window less the mean of its first `n_mean` samples, clamped.
 
     `n_mean`: by default all that precedes the window. `available` (B,) int: how many of the first
     `n_before` samples the recording really has; the others must be 0 and do not count. Where none
-    of the `n_mean` is available nothing is subtracted.
+    of the `n_mean` is available nothing is subtracted. `out` (B, C, T) takes the result, where given.
     """
     n_mean = n_before if n_mean is None else n_mean
     lacking = n_before - available
     count = (n_mean - lacking).clamp(min=1).to(eeg.dtype)[:, None, None]
     mean = eeg[..., :n_mean].sum(dim=-1, keepdim=True) / count
-    return torch.clamp(eeg[..., n_before:] - mean, -clamp, clamp)
+    return torch.sub(eeg[..., n_before:], mean, out=out).clamp_(-clamp, clamp)

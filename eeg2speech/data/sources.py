@@ -165,16 +165,19 @@ def fingerprint(*paths: Path) -> str:
 
 @dataclass(frozen=True)
 class RowsSource:
-    """An EEGSource over some rows of an array (channels, n_samples), times a factor that makes volts of its unit."""
+    """An EEGSource over some rows of an `.npy` (channels, n_samples), times a factor that makes volts of its unit.
 
-    array: np.ndarray
+    The file is mapped for each stretch anew: what stays mapped stays in memory, of all recordings together.
+    """
+
+    path: Path
     rows: np.ndarray
     factor: float
 
-    @property
+    @cached_property
     def n_samples(self) -> int:
-        return self.array.shape[1]
+        return int(np.load(self.path, mmap_mode="r").shape[1])
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        part = self.array[:, start:stop][self.rows]
+        part = np.load(self.path, mmap_mode="r")[:, start:stop][self.rows]
         return (part * np.float32(self.factor)).astype(np.float32, copy=False)

@@ -1,0 +1,172 @@
+"""Folds over time: a small study by hand, and real EEG against a ridge decoder written here."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from eeg2speech.config import load
+from eeg2speech.data.splits import stretches
+from eval.__main__ import main
+from eval.results import RunResult
+
+ROOT = Path(__file__).parents[1]
+REAL = Path(os.environ.get("EEG2SPEECH_REALDATA", ROOT.parent / "shared" / "realdata")) / "dtu"
+RATE = 64.0
+
+# A small study
+
+
+def write_study(root: Path, seconds: float = 45.0) -> Path:
+    """Two listeners whose EEG holds the envelope in its first channel, and a config of three folds."""
+    root.mkdir()
+    envelope = np.random.default_rng(0).random(round(seconds * RATE)).astype(np.float32)
+    for number in (1, 2):
+        rng = np.random.default_rng(number)
+        eeg = rng.standard_normal((len(envelope), 4), dtype=np.float32)
+        np.savez(root / f"S{number}_0.npz", eeg=eeg, envelope=envelope)
+    values: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "dtu.yaml").read_text(encoding="utf-8"))
+    values["study"] |= {"root": str(root), "pattern": "S*.npz", "subject_from": r"(S\d+)_", "montage": "biosemi64"}
+    values["study"]["ch_names"] = ["Fz", "Cz", "Pz", "Oz"]
+    values["splits"] = {"by": "time", "n_folds": 3}
+    values["model"]["eeg_encoder"]["lags"] = 5
+    values["training"]["contrastive"] |= {"steps": 2, "batch_size": 8}
+    values["evaluation"] |= {"n_resamples": 200}
+    (root / "small.yaml").write_text(yaml.safe_dump(values))
+    return root / "small.yaml"
+
+
+def test_folds_are_pooled_by_their_examples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, runs = write_study(tmp_path / "study"), tmp_path / "runs"
+    command = ["folds", "--config", str(config), "--runs", str(runs)]
+    assert main(command) == 0
+    result = RunResult.load(runs / "small")
+    folds = [RunResult.load(runs / f"small-fold{k}") for k in range(3)]
+    pooled = pd.read_parquet(runs / "small" / "examples.parquet")
+    for system in ("eeg", "shuffled", "shifted"):
+        cells = [run.value(system, "top1") for run in folds]
+        whole = result.value(system, "top1")
+        assert whole is not None
+        assert whole.n == sum(cell.n for cell in cells if cell)
+        hits = sum(cell.value * cell.n for cell in cells if cell and cell.value is not None)
+        assert whole.value == pytest.approx(hits / whole.n)
+        mine = pooled[pooled["system"] == system]
+        assert mine["top1"].sum() / mine["top1_n"].sum() == pytest.approx(whole.value)
+        assert mine["stimulus_id"].nunique() == sum(len(set(_stimuli(runs, k))) for k in range(3))
+    gains = {c.system: c.gain for c in result.comparisons if c.metric == "top1"}
+    eeg, shifted = result.value("eeg", "top1"), result.value("shifted", "top1")
+    assert eeg is not None and shifted is not None  # noqa: PT018
+    assert gains["shifted"] == pytest.approx(eeg.value - shifted.value)  # type: ignore[operator]
+    info = next(m for m in result.metrics if m.name == "top1")
+    candidates = [len(set(_stimuli(runs, k))) for k in range(3)]
+    n = [run.value("eeg", "top1").n for run in folds]  # type: ignore[union-attr]
+    assert info.chance == pytest.approx(sum(k / c for k, c in zip(n, candidates, strict=True)) / sum(n))
+    sound = result.value("eeg", "mel_correlation")
+    assert sound is None or (sound.value is None and sound.reason)
+    table = pd.read_csv(runs / "small" / "folds.csv").set_index(["system", "metric"])
+    per_fold = json.loads(table.loc[("eeg", "top1"), "per_fold"])
+    assert per_fold == [run.value("eeg", "top1").value for run in folds]  # type: ignore[union-attr]
+    assert table.loc[("eeg", "top1"), "folds_mean"] == pytest.approx(np.mean(per_fold))
+    assert all(finding.passed for finding in result.audit)
+    capsys.readouterr()
+    before = (runs / "small" / "results.json").read_bytes()
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("nothing to do") == 3
+    assert (runs / "small" / "results.json").read_bytes() == before
+
+
+def _stimuli(runs: Path, fold: int) -> pd.Series:
+    examples = pd.read_parquet(runs / f"small-fold{fold}" / "examples.parquet")
+    return examples.loc[examples["system"] == "eeg", "stimulus_id"]
+
+
+def test_what_has_no_folds_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_study(tmp_path / "study")
+    command = ["folds", "--config", str(config), "--runs", str(tmp_path / "runs"), "--name", "x", "--set"]
+    assert main([*command, "splits={by: time}"]) == 2
+    assert "has no splits.n_folds" in capsys.readouterr().err
+    assert main([*command, "splits.fold=1"]) == 2
+    assert "all folds are run here" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+# Real EEG
+
+needs_dtu = pytest.mark.skipif(not REAL.is_dir(), reason="the real recordings are not here")
+
+
+@cache
+def recordings() -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """Listener -> (EEG (n, 64), envelope (n,)) of every trial, 1-9 Hz at 32 Hz."""
+    from scipy.signal import butter, sosfiltfilt
+
+    band = butter(2, (1.0, 9.0), "bandpass", fs=RATE, output="sos")
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for path in sorted(REAL.glob("DTU_S*_*.npz")):
+        with np.load(path) as archive:
+            eeg, envelope = archive["eeg"].astype(float), archive["envelope"][:, 0].astype(float)
+        eeg = sosfiltfilt(band, eeg, axis=0)[::2]
+        found.setdefault(path.name.split("_")[1], []).append((eeg / eeg.std(), sosfiltfilt(band, envelope)[::2]))
+    return found
+
+
+def lagged(eeg: np.ndarray, n_lags: int = 13) -> np.ndarray:
+    """(n, channels * lags): what follows by 0 to 400 ms."""
+    return np.concatenate([np.pad(eeg[k:], ((0, k), (0, 0))) for k in range(n_lags)], axis=1)
+
+
+def ridge_hits() -> np.ndarray:
+    """Hits of a backward model of each listener: 3-s windows of the config's folds, the best correlated of 8."""
+    config, rate = load(ROOT / "configs" / "dtu.yaml"), RATE / 2
+    n, hits = round(3.0 * rate), []
+    for fold in range(5):
+        splits = config.splits.model_copy(update={"fold": fold})
+        parts = stretches(50.0, 3.0, splits)
+        (test,) = [(a, b) for a, b, split in parts if split == "test"]
+        starts = np.round((test[0] + 0.9 * np.arange(8)) * rate).astype(int)
+        kept = np.concatenate([np.arange(round((a + 3.5) * rate), round((b - 3.5) * rate)) for a, b, split in parts
+                               if split == "train"])  # fmt: skip
+        for trials in recordings().values():
+            x = np.concatenate([lagged(eeg)[kept] for eeg, _ in trials])
+            y = np.concatenate([envelope[kept] for _, envelope in trials])
+            gram = x.T @ x
+            weights = np.linalg.solve(gram + 0.1 * np.trace(gram) / len(gram) * np.eye(len(gram)), x.T @ (y - y.mean()))
+            for eeg, envelope in trials:
+                said = np.stack([envelope[s : s + n] for s in starts])
+                heard = lagged(eeg) @ weights
+                guessed = np.stack([heard[s : s + n] for s in starts])
+                hits.append(np.corrcoef(guessed, said)[:8, 8:].argmax(axis=1) == np.arange(8))
+    return np.concatenate(hits)
+
+
+@pytest.mark.slow
+@needs_dtu
+def test_a_linear_encoder_finds_in_real_eeg_what_a_ridge_decoder_does(tmp_path: Path) -> None:
+    """22 % of 8 candidates are known of a plain ridge decoder (chance 12.5 %); and no floor does as well."""
+    command = ["folds", "--config", str(ROOT / "configs" / "dtu.yaml"), "--runs", str(tmp_path), "--name", "dtu_linear"]
+    assert main([*command, "--set", f"study.root={REAL}"]) == 0
+    result = RunResult.load(tmp_path / "dtu_linear")
+    eeg = result.value("eeg", "top1")
+    assert eeg is not None
+    assert eeg.ci is not None
+    low, high = eeg.ci
+    assert eeg.n == 5 * 8 * 80
+    assert 0.125 < low < 0.22 < high
+    assert low < ridge_hits().mean() < high
+    info = next(m for m in result.metrics if m.name == "top1")
+    assert info.chance == pytest.approx(0.125)
+    for comparison in result.comparisons:
+        if comparison.metric == "top1" and comparison.system in ("shuffled", "shifted"):
+            assert comparison.gain is not None
+            assert comparison.gain > 0
+            assert comparison.p_holm is not None
+            assert comparison.p_holm < 0.05, comparison.system
+    assert all(finding.passed for finding in result.audit)
