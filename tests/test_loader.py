@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eeg2speech import audio
-from eeg2speech.data.loader import AT_ONCE, UNSEEN_SUBJECT, StudyData, TrainingSampler
+from eeg2speech.data.loader import AT_ONCE, UNSEEN_SUBJECT, StudyData
 from eeg2speech.data.preprocessing import PreprocessingConfig, baseline_and_clamp
+from eeg2speech.data.sampler import TrainingSampler
 from eeg2speech.data.splits import SplitConfig
 from eeg2speech.data.windows import WindowConfig
 from eeg2speech.errors import UserError

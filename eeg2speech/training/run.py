@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from eeg2speech import audio
 from eeg2speech.config import ExperimentConfig
-from eeg2speech.data.loader import StudyData, TrainingSampler
+from eeg2speech.data.loader import StudyData
+from eeg2speech.data.sampler import TrainingSampler
 from eeg2speech.files import digest, write_atomically
 from eeg2speech.models.audio_encoder import DeepMelConfig
 from eeg2speech.models.autoencoder import LinearSkipAutoencoder, fit_scale, to_image
