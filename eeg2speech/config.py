@@ -32,7 +32,7 @@ from eeg2speech.models.schedule import NoiseScheduleConfig, ScheduleConfig, chec
 from eeg2speech.models.speech_model import ClapEncoderConfig, Wav2Vec2EncoderConfig
 from eeg2speech.models.vocoder import GriffinLimConfig, HifiGanConfig
 from eeg2speech.runs import run_name
-from eeg2speech.schema import Config
+from eeg2speech.schema import Config, is_off
 from eeg2speech.training.loop import StageConfig
 
 # A new part is one file, one line here, and one value in a YAML.
@@ -85,11 +85,6 @@ class ModelConfig(Config):
 
 
 CHECKPOINTING = "activations are computed again in the backward pass: a third more time, a fraction of the memory"
-
-
-def is_off(value: object) -> bool:
-    """A lever that came later is written out only where it is pulled, so that runs from before keep their hashes."""
-    return not value
 
 
 class AutoencoderTraining(StageConfig):

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from eeg2speech.schema import Config
+from eeg2speech.schema import Config, is_off
 
 
 class SamplingConfig(Config):
@@ -27,7 +27,7 @@ class SamplingConfig(Config):
         ge=0,
         le=1,
         description="how much of the condition's own deviation guidance is given back (Lin et al., WACV 2024)",
-        exclude_if=lambda value: not value,
+        exclude_if=is_off,
     )
     temperature: float = Field(
         default=1.0,
@@ -81,7 +81,7 @@ class EvaluationConfig(Config):
     controls: tuple[str, ...] = Field(
         default=(),
         description="further rows, by name in eval.controls: shifted, eyes",
-        exclude_if=lambda value: not value,
+        exclude_if=is_off,
     )
     metrics: MetricsConfig = MetricsConfig()
     primary: str = Field(default="wer", description="the metric of the primary endpoint")

@@ -16,3 +16,8 @@ class Config(BaseModel):
 def is_unset(value: object) -> bool:
     """For `exclude_if` of a field that came later: runs from before keep their hashes."""
     return value is None
+
+
+def is_off(value: object) -> bool:
+    """The same for a lever: it is written out only where it is pulled."""
+    return not value

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from eeg2speech.models.layers import DilatedConvs, resample_frames
-from eeg2speech.schema import Config
+from eeg2speech.schema import Config, is_off
 
 
 class DeepMelConfig(Config):
@@ -20,9 +20,7 @@ class DeepMelConfig(Config):
     name: Literal["deep_mel"] = "deep_mel"
     channels: int = 320
     depth: int = 6
-    linear_skip: bool = Field(
-        default=False, description="a 1x1 convolution beside the network", exclude_if=lambda value: not value
-    )
+    linear_skip: bool = Field(default=False, description="a 1x1 convolution beside the network", exclude_if=is_off)
 
     def build(self, *, n_bands: int, dim: int, n_frames: int) -> DeepMel:
         sizes = {"n_bands": n_bands, "dim": dim, "n_frames": n_frames}

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eeg2speech.schema import Config
+from eeg2speech.schema import Config, is_off
 
 MEL_MEAN, MEL_STD = -6.0, 4.0
 """Round numbers near the level of speech in natural-log mel, so that patches are of order one."""
@@ -30,7 +30,7 @@ class AutoencoderConfig(Config):
     linear_skip: bool = Field(
         default=False,
         description="principal components of a patch run beside the network, which corrects them",
-        exclude_if=lambda value: not value,
+        exclude_if=is_off,
     )
     layers_per_block: int = 2
     latent_channels: int = 8

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from eeg2speech.models.prior import AlignedCondition, LatentPrior, posterior_prediction, prediction_of, signal_and_noise
 from eeg2speech.models.schedule import FlowScheduleConfig, NoiseScheduleConfig, ScheduleConfig, noise_scheduler
-from eeg2speech.schema import Config
+from eeg2speech.schema import Config, is_off
 
 Conditioning = Literal["film", "cross_attention", "time_aligned"]
 
@@ -33,7 +33,7 @@ class DenoiserConfig(Config):
     prior: bool = Field(
         default=False,
         description="the condition gives a Gaussian estimate of the latent, which the UNet corrects",
-        exclude_if=lambda value: not value,
+        exclude_if=is_off,
     )
 
     @model_validator(mode="after")
