@@ -61,7 +61,7 @@ def run(config: ExperimentConfig, folder: RunFolder) -> Path:
             if not is_done(place, hashes[system.name]):
                 with step(place, hashes[system.name]):
                     score(system, bench, metrics, place)
-            scored.append(read_scored(place, system))
+            scored.append(read_scored(place, system.name, system.role, system.description))
         with step(folder.evaluation, depends) as record:
             examples = pd.concat([s.examples for s in scored], ignore_index=True)
             with atomic_path(folder.path / EXAMPLES) as partial:
@@ -237,10 +237,10 @@ def _plain(m: Measurement) -> dict[str, Any]:
     }
 
 
-def read_scored(place: Path, system: System) -> Scored:
-    """What `score` has written."""
+def read_scored(place: Path, name: str, role: str, description: str) -> Scored:
+    """What `score_output` has written."""
     measurements = json.loads((place / MEASUREMENTS).read_text(encoding="utf-8"))
-    return Scored(system.name, system.role, system.description, pd.read_parquet(place / EXAMPLES), measurements)
+    return Scored(name, role, description, pd.read_parquet(place / EXAMPLES), measurements)
 
 
 def about(config: ExperimentConfig, folder: RunFolder, data: StudyData) -> dict[str, Any]:

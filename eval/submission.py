@@ -24,9 +24,9 @@ from eeg2speech.runs import RunFolder, is_done, step
 from eval.assembly import Scored, assemble
 from eval.metrics.base import Metric, SystemOutput, TestSet
 from eval.results import RunResult, Submission
-from eval.runner import EXAMPLES, MEASUREMENTS, score_output
+from eval.runner import EXAMPLES, MEASUREMENTS, read_scored, score_output
 from eval.systems import other_examples
-from eval.yardstick import Yardstick, stored_row
+from eval.yardstick import Yardstick
 
 CLAIM, FLOOR = "submission", "submission_shuffled"
 MANIFEST = "manifest.csv"
@@ -182,7 +182,7 @@ def score(yardstick: Yardstick, wavs: Path, manifest: Path, folder: RunFolder, m
             for output, role, description in outputs(yardstick.test, waveform, yardstick.evaluation.seed):
                 place = folder.evaluation / output.system
                 score_output(output, yardstick.test, yardstick.sampling_seed, metrics, place)
-                rows.append(Scored(output.system, role, description, *stored_row(place)))
+                rows.append(read_scored(place, output.system, role, description))
             _write(yardstick, rows, folder, about, manifest)
             record.files = ["../results.json", f"../{EXAMPLES}"]
     print(f"results are in {path}")

@@ -169,7 +169,7 @@ def _scored(
     if not is_done(place, depends):
         with step(place, depends):
             runner.score(system, bench, metrics, place)
-    return runner.read_scored(place, system)
+    return runner.read_scored(place, system.name, system.role, system.description)
 
 
 def _point(

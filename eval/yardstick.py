@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +21,8 @@ from eval.metrics import build_metrics
 from eval.metrics.base import Metric, SystemOutput, TestSet
 from eval.rescore import TRUTH, stored_test_set
 from eval.results import RunResult, load_examples
-from eval.runner import EXAMPLES, MEASUREMENTS, read_scored, scope_of, score_output
 from eval.runner import about as describe_config
+from eval.runner import read_scored, scope_of, score_output
 from eval.systems import Reference
 
 SHARED = ("study", "simulated", "sampling_seed", "config", "data", "audit")
@@ -59,22 +58,17 @@ class Yardstick:
         """The rows beside a submission, scored into `place` where no run has; a run's own claim is a rival there."""
         if self.run is None:
             score_output(reference_output(self.test), self.test, self.sampling_seed, list(metrics), place / TRUTH)
-            return [read_scored(place / TRUTH, Reference())]
+            return [read_scored(place / TRUTH, Reference.name, Reference.role, Reference.description)]
         rows = []
         for info in RunResult.load(self.run).systems:
             stored = self.run / "evaluation" / info.name
             if not stored.is_dir():
                 raise UserError(f"{stored} is missing: evaluate the run again, or score against another --run")
-            row = Scored(info.name, info.role, info.description, *stored_row(stored))
+            row = read_scored(stored, info.name, info.role, info.description)
             if info.name == CLAIM:
                 row = replace(row, role="rival", description=f"the true EEG, through the model of run {self.name}")
             rows.append(row)
         return rows
-
-
-def stored_row(place: Path) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """Examples and measurements, as `score_output` has written them."""
-    return pd.read_parquet(place / EXAMPLES), json.loads((place / MEASUREMENTS).read_text("utf-8"))
 
 
 def reference_output(test: TestSet) -> SystemOutput:
