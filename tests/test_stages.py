@@ -180,6 +180,25 @@ def test_audio_comes_first_and_eeg_after_it() -> None:
     assert shares(stage)["eeg"] == pytest.approx(0.675, abs=0.04)
 
 
+@pytest.mark.parametrize("crop_frames", [None, 3, 8])
+def test_a_crop_takes_the_same_stretch_of_latent_and_condition(crop_frames: int | None) -> None:
+    """A latent of frame t that is t everywhere, and a condition of 2 t and 2 t + 1; validation sees all of both."""
+    stage = recording_stage(crop_frames=crop_frames)
+    frames = torch.arange(8.0).view(1, 1, 8, 1).expand(2, 4, 8, 16)
+    cond = torch.arange(16.0).view(1, 1, 16).expand(2, DIM, 16)
+    starts = set()
+    for _ in range(60):
+        stage.modules.train()
+        latent, seen = stage._crop(frames, cond)
+        assert latent.shape[2] == (crop_frames or 8)
+        assert torch.equal(seen[:, 0, ::2], 2 * latent[:, 0, :, 0])
+        assert torch.equal(seen[:, 0, 1::2], 2 * latent[:, 0, :, 0] + 1)
+        starts.add(int(latent[0, 0, 0, 0]))
+    assert starts == (set(range(6)) if crop_frames == 3 else {0})
+    stage.modules.eval()
+    assert stage._crop(frames, cond)[0].shape[2] == 8
+
+
 @pytest.mark.parametrize("stopped_at", [None, 1, 3])
 def test_the_loop_tells_the_stage_how_far_it_is(stopped_at: int | None, tmp_path: Path) -> None:
     """Audio for the first half of four steps, wherever training was interrupted."""
