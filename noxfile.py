@@ -33,9 +33,10 @@ def environment(session: nox.Session) -> None:
     stamp = session.env_dir / "installed"
     if stamp.exists() and stamp.read_text() == wanted:
         return
-    find_links = {"UV_FIND_LINKS": local_wheels()} if session.venv_backend == "uv" else {}
-    session.install("-c", "constraints.txt", "-e", PROJECT, env=find_links)
-    session.install("-c", "constraints.txt", "--no-deps", *WITHOUT_DEPENDENCIES)
+    # pip compiles what it installs and uv does not: then every first import would, or each one, where none may be kept.
+    uv = {"UV_FIND_LINKS": local_wheels(), "UV_COMPILE_BYTECODE": "1"} if session.venv_backend == "uv" else {}
+    session.install("-c", "constraints.txt", "-e", PROJECT, env=uv)
+    session.install("-c", "constraints.txt", "--no-deps", *WITHOUT_DEPENDENCIES, env=uv)
     stamp.write_text(wanted)
 
 
@@ -71,8 +72,7 @@ def train(session: nox.Session) -> None:
 @command
 def evaluate(session: nox.Session) -> None:
     """Train where that is not done, generate and score speech, render reports/index.html."""
-    train(session)
-    run(session, "python", "-m", "eval", "run", *session.posargs)
+    run(session, "python", "-m", "eval", "run", *session.posargs)  # which trains first
     report(session)
 
 
@@ -85,8 +85,7 @@ def ablate(session: nox.Session) -> None:
 @command
 def report(session: nox.Session) -> None:
     """Render reports/index.html from the results of a run."""
-    folder = run(session, "python", "-m", "eeg2speech", "folder", *session.posargs, capture=True)
-    run(session, "python", "-m", "reports", "build", folder, "--output", "reports")
+    run(session, "python", "-m", "reports", "build", *session.posargs)
 
 
 @command

@@ -1,4 +1,4 @@
-"""`python -m eeg2speech train | studies | folder | ladder | import`."""
+"""`python -m eeg2speech train | studies | ladder | import`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,6 @@ def train(arguments: argparse.Namespace) -> None:
     run.train(experiment, RunFolder(arguments.runs / experiment.name))
 
 
-def folder(arguments: argparse.Namespace) -> None:
-    from eeg2speech import config
-
-    print(arguments.runs / config.load(arguments.config, arguments.overrides, arguments.name).name)
-
-
 def ladder(arguments: argparse.Namespace) -> None:
     from eeg2speech.data.ladder import publish
 
@@ -43,13 +37,10 @@ def import_audioldm(arguments: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m eeg2speech", description="Speech from EEG: train the models.")
     commands = root.add_subparsers(required=True, metavar="command")
-    for handler, text in (
-        (train, "train every stage of a config, continuing an interrupted run; does nothing where all is done"),
-        (folder, "print the folder of a run"),
-    ):
-        command = commands.add_parser(handler.__name__, help=text, description=text)
-        add_run_arguments(command)
-        command.set_defaults(handler=handler)
+    text = "train every stage of a config, continuing an interrupted run; does nothing where all is done"
+    command = commands.add_parser("train", help=text, description=text)
+    add_run_arguments(command)
+    command.set_defaults(handler=train)
     studies.add_parser(commands)
     text = "decode the simulated EEG by ridge regression at several SNRs, before any network is trained"
     command = commands.add_parser("ladder", help=text, description=text)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import errno
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from eeg2speech.errors import UserError
@@ -42,6 +43,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", help="name of the run; default: the config's file name")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders live (default: %(default)s)")
+
+
+def as_typed(command: str, config: Path, overrides: Sequence[str], name: str | None) -> str:
+    """A command with the arguments of `add_run_arguments` that decide what comes of it."""
+    sets = [part for value in overrides for part in ("--set", value)]
+    named = [] if name is None else ["--name", name]
+    return f"{command} {shlex.join(['--config', str(config), *sets, *named])}"
 
 
 def execute(handler: Handler, arguments: argparse.Namespace) -> int:

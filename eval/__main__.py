@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eeg2speech.cli import add_run_arguments, execute
+from eeg2speech.cli import add_run_arguments, as_typed, execute
 from eeg2speech.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ def run(arguments: argparse.Namespace) -> None:
     from eval import runner
 
     experiment = config.load(arguments.config, arguments.overrides, arguments.name)
-    runner.run(experiment, RunFolder(arguments.runs / experiment.name))
+    typed = as_typed("nox -s evaluate --", arguments.config, arguments.overrides, arguments.name)
+    runner.run(experiment, RunFolder(arguments.runs / experiment.name), typed)
 
 
 def folds(arguments: argparse.Namespace) -> None:
@@ -97,10 +98,9 @@ def sweep(arguments: argparse.Namespace) -> None:
     from eval.sweep import sweep as run_sweep
 
     experiment = config.load(arguments.config, arguments.overrides, arguments.name)
-    plan = Plan(arguments.schedulers, arguments.steps, arguments.guidance, arguments.rescale)
-    run_sweep(
-        subset(experiment, arguments.stimuli, arguments.metrics), RunFolder(arguments.runs / experiment.name), plan
-    )
+    plan = Plan(arguments.schedulers, arguments.steps, arguments.guidance, arguments.rescale, arguments.temperatures)
+    chosen = subset(experiment, arguments.stimuli, arguments.metrics)
+    run_sweep(chosen, RunFolder(arguments.runs / experiment.name), plan, arguments.split)
 
 
 def ablate(arguments: argparse.Namespace) -> None:
@@ -178,7 +178,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--schedulers", type=listed(str), default=(), metavar="NAME,..", help="each with every N")
     command.add_argument("--guidance", type=listed(float), default=(), metavar="W,..", help="guidance_scale to try")
     command.add_argument("--rescale", type=listed(float), default=(), metavar="PHI,..", help="each with every W")
-    command.add_argument("--stimuli", type=int, help="unique test stimuli, drawn by the seed (default: the config's)")
+    command.add_argument("--temperatures", type=listed(float), default=(), metavar="T,..", help="temperature to try")
+    which = "whose stimuli: valid to choose a setting, test to show what the choice does (default: %(default)s)"
+    command.add_argument("--split", choices=("test", "valid"), default="test", help=which)
+    command.add_argument("--stimuli", type=int, help="unique stimuli, drawn by the seed (default: the config's)")
     command.add_argument("--metrics", type=listed(str), metavar="NAME,..", help="default: the config's")
     command.set_defaults(handler=sweep)
     text = "run named changes of a config with several seeds, and write one table: mean and interval over seeds"

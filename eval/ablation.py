@@ -22,7 +22,7 @@ from eeg2speech.schema import Config
 from eval import runner
 from eval.results import RunResult
 
-SHARED_STAGES = ("autoencoder", "contrastive", "regression")
+SHARED_STAGES = ("autoencoder", "latents", "contrastive", "regression")
 BEST_FLOOR = "best floor"
 KEYS = ("system", "against", "metric", "embedder")
 """What tells a set's rows apart. Where `against` names a system, the value is the gain over it."""
@@ -32,6 +32,7 @@ class AblationConfig(Config):
     """An ablation study, as its YAML says it."""
 
     base: Path = Field(description="the config that the sets change; relative to the YAML")
+    common: dict[str, Any] = Field(default={}, description="key.key -> value, of every set")
     seeds: tuple[int, ...] = Field(min_length=1, description="training seeds; with at least two there are intervals")
     sets: dict[str, dict[str, Any]] = Field(
         min_length=1, description="name -> key.key -> value; the first is what the others are compared with"
@@ -43,6 +44,13 @@ class AblationConfig(Config):
         if len(set(seeds)) < len(seeds):
             raise ValueError("a seed that stands twice would be counted twice")
         return seeds
+
+    @field_validator("common")
+    @classmethod
+    def _no_common_seed(cls, common: dict[str, Any]) -> dict[str, Any]:
+        if "seed" in common:
+            raise ValueError("seed is averaged over: name it in seeds")
+        return common
 
     @field_validator("sets")
     @classmethod
@@ -73,7 +81,7 @@ def experiments(path: Path, ablation: AblationConfig) -> dict[tuple[str, int], E
     found: dict[tuple[str, int], ExperimentConfig] = {}
     known: dict[str, str] = {}
     for name, values in ablation.sets.items():
-        overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        overrides = [f"{key}={json.dumps(value)}" for key, value in (ablation.common | values).items()]
         for seed in ablation.seeds:
             run = f"{path.stem}-{name}-seed{seed}"
             found[name, seed] = configs.load(path.parent / ablation.base, [*overrides, f"seed={seed}"], run)
@@ -94,7 +102,7 @@ def ablate(path: Path, runs: Path) -> Path:
         folder = RunFolder(runs / experiment.name)
         earlier = [RunFolder(runs / planned[n, seed].name) for n in ablation.sets if n != name]
         take_over(folder, earlier)
-        runner.run(experiment, folder)
+        runner.run(experiment, folder, f"nox -s ablate -- --config {path}")
     results = {
         name: [RunResult.load(runs / planned[name, seed].name) for seed in ablation.seeds] for name in ablation.sets
     }

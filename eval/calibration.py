@@ -12,6 +12,7 @@ from pathlib import Path
 
 from eeg2speech import config as experiment
 from eeg2speech import environment
+from eeg2speech.cli import as_typed
 from eeg2speech.config import ExperimentConfig
 from eeg2speech.errors import UserError
 from eeg2speech.runs import RunFolder
@@ -32,8 +33,9 @@ def calibrate(path: Path, folder: Path, ladder: Sequence[float], n_drawn: int, n
     base = experiment.load(path)
     if base.study.name != "matrix":
         raise UserError(f"{path}: study.name must be matrix: only the embedded study has an SNR to set")
-    rungs = [run(rung_config(path, snr), folder) for snr in sorted(set(ladder))]
-    trained = [run(null_config(path, seed), folder) for seed in range(n_trained)]
+    typed = as_typed("nox -s calibrate --", path, (), None)
+    rungs = [run(rung_config(path, snr), folder, typed) for snr in sorted(set(ladder))]
+    trained = [run(null_config(path, seed), folder, typed) for seed in range(n_trained)]
     return Calibration(
         name=base.name,
         study=base.study.name,
@@ -70,10 +72,10 @@ def null_config(path: Path, seed: int) -> ExperimentConfig:
     return experiment.load(path, ["study.snr_db=-.inf", *own, *untrained, *asked], f"null-{seed:03d}")
 
 
-def run(config: ExperimentConfig, folder: Path) -> RunResult:
+def run(config: ExperimentConfig, folder: Path, command: str) -> RunResult:
     """An ordinary run, trained and evaluated unless it is done; all runs of a calibration share studies and caches."""
     place = RunFolder(folder / config.name)
-    runner.run(config, place)
+    runner.run(config, place, command)
     return RunResult.load(place.path)
 
 

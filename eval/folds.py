@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from eeg2speech import config as configs
+from eeg2speech.cli import as_typed
 from eeg2speech.config import ExperimentConfig
 from eeg2speech.errors import UserError
 from eeg2speech.files import atomic_path, digest, write_atomically
@@ -41,11 +42,11 @@ def folds(path: Path, overrides: Sequence[str], name: str | None, runs: Path) ->
         raise UserError(
             "--set splits.fold: all folds are run here; leave it out, or run the one by `python -m eval run`"
         )
-    done = []
+    done, typed = [], as_typed("python -m eval folds", path, overrides, name)
     for fold in range(n_folds):
         experiment = configs.load(path, [*overrides, f"splits.fold={fold}"], f"{whole.name}-fold{fold}")
         folder = RunFolder(runs / experiment.name)
-        runner.run(experiment, folder)
+        runner.run(experiment, folder, typed)
         done.append((RunResult.load(folder.path), pd.read_parquet(folder.path / runner.EXAMPLES)))
     result, examples = pool(whole, [run for run, _ in done], [table for _, table in done])
     place = runs / whole.name
@@ -187,7 +188,7 @@ def _about(whole: ExperimentConfig, runs: Sequence[RunResult]) -> dict[str, Any]
         ],
         "environment": first.environment,
         "provenance": {
-            "command": f"python -m eval folds --config configs/{whole.name}.yaml",
+            "command": first.provenance["command"],
             "folds": {run.name: run.signature for run in runs},
         },
     }

@@ -189,6 +189,7 @@ class SweepPoint(Config):
     num_inference_steps: int
     guidance_scale: float
     guidance_rescale: float
+    temperature: float = 1.0
     network_calls: int = Field(description="forward passes of the denoiser that one sample takes")
     results: list[MetricResult] = Field(description="of eeg and of shuffled, over all subjects")
     comparisons: list[Comparison] = Field(description="eeg against shuffled: what of the quality is the brain's")
@@ -205,6 +206,7 @@ class SweepResult(Config):
     study: str
     simulated: bool
     primary: str
+    split: str = Field(default="test", description="whose stimuli were sampled: test, or valid to choose a setting on")
     n_stimuli: int
     weights_sha256: dict[str, str] = Field(description="stage -> hash, as in the provenance of `results.json`")
     metrics: list[MetricInfo]

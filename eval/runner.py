@@ -34,9 +34,10 @@ MEASUREMENTS = "measurements.json"
 STAGES = ("autoencoder", "contrastive", "regression", "diffusion")
 
 
-def run(config: ExperimentConfig, folder: RunFolder) -> Path:
+def run(config: ExperimentConfig, folder: RunFolder, command: str) -> Path:
     """Trains what is missing, then generates, scores and writes; returns the path of `results.json`.
 
+    `command` is what the user typed, for the report.
     A system that is done for this configuration is not run again, so an interrupted evaluation
     continues and a finished one costs seconds.
     """
@@ -66,7 +67,9 @@ def run(config: ExperimentConfig, folder: RunFolder) -> Path:
             examples = pd.concat([s.examples for s in scored], ignore_index=True)
             with atomic_path(folder.path / EXAMPLES) as partial:
                 examples.to_parquet(partial)
-            result = assemble(scored, examples, about(config, folder, trained.data), config.evaluation)
+            facts = about(config, folder, trained.data)
+            facts["provenance"] |= {"command": command, "evaluation_wall_s": wall_s(folder, list(hashes))}
+            result = assemble(scored, examples, facts, config.evaluation)
             path = result.save(folder.path)
             record.files = ["../results.json", f"../{EXAMPLES}"]
             record.facts["results"] = {"wall_s": time.monotonic() - begun}
@@ -102,9 +105,9 @@ def chosen_metrics(config: ExperimentConfig, folder: RunFolder) -> list[Metric]:
     return metrics
 
 
-def make_bench(config: ExperimentConfig, trained: Trained) -> Bench:
-    """The test set, and the trained modules that every system runs on."""
-    chosen = scope_of(config, trained.data)
+def make_bench(config: ExperimentConfig, trained: Trained, split: str = "test") -> Bench:
+    """The test set, or with `split="valid"` what choices are made on, and the modules that every system runs on."""
+    chosen = scope_of(config, trained.data, split)
     seed = config.evaluation.seed
     test = _test_set(trained, chosen.examples, chosen.described, chosen.stimuli)
     return Bench(trained, test, chosen.windows, chosen.stimuli, config.sampling, seed)
@@ -123,16 +126,16 @@ class Scope:
     """Rows of `data.stimuli`, aligned with `described`."""
 
 
-def scope_of(config: ExperimentConfig, data: StudyData) -> Scope:
-    """Unique stimuli of the test split, at most `max_stimuli` drawn by the seed, with all who heard them."""
+def scope_of(config: ExperimentConfig, data: StudyData, split: str = "test") -> Scope:
+    """Unique stimuli of the split, at most `max_stimuli` drawn by the seed, with all who heard them."""
     evaluation = config.evaluation
-    table = data.windows.iloc[data.indices("test")]
+    table = data.windows.iloc[data.indices(split)]
     stimuli = np.unique(table["stimulus"].to_numpy())
     if evaluation.max_stimuli is not None and len(stimuli) > evaluation.max_stimuli:
         stimuli = np.sort(
             np.random.default_rng([evaluation.seed, 0]).choice(stimuli, evaluation.max_stimuli, replace=False)
         )
-    windows = data.indices("test")[table["stimulus"].isin(stimuli).to_numpy()]
+    windows = data.indices(split)[table["stimulus"].isin(stimuli).to_numpy()]
     heard = data.windows.iloc[windows]
     described = data.stimuli.iloc[stimuli][["stimulus_id", "text", "sound"]].reset_index(drop=True)
     described = described.rename(columns={"sound": "story"})
@@ -272,13 +275,19 @@ def _stage(folder: Path) -> StageSummary | None:
 
 def _provenance(config: ExperimentConfig, folder: RunFolder, data: StudyData) -> dict[str, Any]:
     return {
-        "command": f"nox -s evaluate -- --config configs/{config.name}.yaml",
         "data_fingerprint": data.fingerprint,
         "weights_sha256": weights_sha256(folder),
         "default_config": ExperimentConfig.model_validate(
             {"study": config.study.model_dump(), "training": config.training.model_dump()}
         ).model_dump(mode="json"),
     }
+
+
+def wall_s(folder: RunFolder, systems: list[str]) -> dict[str, float]:
+    """Seconds that each system took to generate and score, and their sum."""
+    records = {name: read_done(folder.evaluation / name) for name in systems}
+    spent = {name: round(float(record["wall_s"]), 1) for name, record in records.items() if record}
+    return spent | {"all": round(sum(spent.values()), 1)}
 
 
 def weights_sha256(folder: RunFolder) -> dict[str, str]:

@@ -27,19 +27,20 @@ from eval.systems import SYSTEMS, Bench
 FOLDER = "sweep"
 CEILING = "reconstruction"
 SAMPLED = ("eeg", "shuffled")
-SETTING = ("scheduler", "num_inference_steps", "guidance_scale", "guidance_rescale")
+SETTING = ("scheduler", "num_inference_steps", "guidance_scale", "guidance_rescale", "temperature")
 """The values that tell points apart; in `sweep.parquet` they stand beside EXAMPLE_KEYS."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What to try beside the config's own setting: every scheduler with every number of steps at its guidance,
-    and every guidance with every rescale at its scheduler and steps."""
+    every guidance with every rescale at its scheduler and steps, and every temperature with all of its own."""
 
     schedulers: tuple[str, ...] = ()
     steps: tuple[int, ...] = ()
     guidance: tuple[float, ...] = ()
     rescale: tuple[float, ...] = ()
+    temperatures: tuple[float, ...] = ()
 
     def settings(self, config: ExperimentConfig) -> list[SamplingConfig]:
         """The config's own first, each once. Raises UserError where one is impossible, or there is nothing to try."""
@@ -54,6 +55,7 @@ class Plan:
             for scale in self.guidance or (own.guidance_scale,)
             for phi in self.rescale or (own.guidance_rescale,)
         ]
+        pairs += [{"temperature": temperature} for temperature in self.temperatures]
         try:
             settings = [own, *(SamplingConfig.model_validate(own.model_dump() | pair) for pair in pairs)]
             for setting in settings:
@@ -65,13 +67,16 @@ class Plan:
             raise UserError(f"sweep: {error}") from error
         settings = list(dict.fromkeys(settings))
         if len(settings) == 1:
-            raise UserError("sweep: nothing differs from the config's own sampling; give --steps or --guidance")
+            raise UserError(
+                "sweep: nothing differs from the config's own sampling; give --steps, --guidance or --temperatures"
+            )
         return settings
 
 
-def sweep(config: ExperimentConfig, folder: RunFolder, plan: Plan) -> Path:
+def sweep(config: ExperimentConfig, folder: RunFolder, plan: Plan, split: str = "test") -> Path:
     """Generates and scores `eeg` and `shuffled` at every setting; returns the path of `sweep.json`.
 
+    A setting is chosen on `split="valid"`; on the test split a sweep only shows how much the choice matters.
     Trains nothing. A point that is done for these weights is not run again. Raises UserError where
     the run is not trained, or was with another configuration.
     """
@@ -82,18 +87,19 @@ def sweep(config: ExperimentConfig, folder: RunFolder, plan: Plan) -> Path:
     if trained.pipeline is None:
         raise UserError(f"{folder.path} has no diffusion model, so there is no sampling to try")
     with folder.lock():
-        bench = runner.make_bench(config, trained)
-        ceiling = _scored(CEILING, bench, metrics, folder.path / FOLDER, trained, config)
+        bench = runner.make_bench(config, trained, split)
+        parent = folder.path / FOLDER / split
+        ceiling = _scored(CEILING, bench, metrics, parent, trained, config)
         points, tables, infos = [], [], {m["metric"]["name"]: m["metric"] for m in ceiling.measurements}
         for setting in tqdm(settings, desc="settings", unit="setting", leave=False):
             trained.pipeline.scheduler = sampler_of(config.model.schedule, setting)
             at = replace(bench, sampling=setting)
-            place = folder.path / FOLDER / slug(setting)
+            place = parent / slug(setting)
             scored = [_scored(name, at, metrics, place, trained, config) for name in SAMPLED]
             infos |= {m["metric"]["name"]: m["metric"] for s in scored for m in s.measurements}
             examples = pd.concat([s.examples for s in scored], ignore_index=True)
             points.append(_point(setting, scored, examples, config))
-            tables.append(examples.assign(wav=f"{FOLDER}/" + examples["wav"], **_values(setting)))
+            tables.append(examples.assign(wav=f"{FOLDER}/{split}/" + examples["wav"], **_values(setting)))
         with atomic_path(folder.path / "sweep.parquet") as partial:
             pd.concat(tables, ignore_index=True).to_parquet(partial)
         path = SweepResult(
@@ -101,6 +107,7 @@ def sweep(config: ExperimentConfig, folder: RunFolder, plan: Plan) -> Path:
             study=trained.data.name,
             simulated=trained.data.simulated,
             primary=config.evaluation.primary,
+            split=split,
             n_stimuli=len(bench.stimuli),
             weights_sha256=runner.weights_sha256(folder),
             metrics=[MetricInfo(**info) for info in infos.values()],
@@ -153,7 +160,8 @@ def _as_trained(config: ExperimentConfig, folder: RunFolder) -> ExperimentConfig
 
 def slug(setting: SamplingConfig) -> str:
     rescaled = f"-rescale{setting.guidance_rescale:g}" if setting.guidance_rescale else ""
-    return f"{setting.scheduler}-{setting.num_inference_steps}-guidance{setting.guidance_scale:g}{rescaled}"
+    colder = f"-temperature{setting.temperature:g}" if setting.temperature != 1.0 else ""
+    return f"{setting.scheduler}-{setting.num_inference_steps}-guidance{setting.guidance_scale:g}{rescaled}{colder}"
 
 
 def _values(setting: SamplingConfig) -> dict[str, object]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eeg2speech.cli import execute
+from eeg2speech.cli import add_run_arguments, execute
 from eeg2speech.errors import UserError
 
 
@@ -18,9 +18,16 @@ class MismatchError(Exception):
 def build(arguments: argparse.Namespace) -> None:
     from reports.build import build as render
 
+    folders = arguments.folders
+    if not folders:
+        from eeg2speech import config
+
+        folders = [arguments.runs / config.load(arguments.config, arguments.overrides, arguments.name).name]
+    elif arguments.overrides or arguments.name:
+        raise UserError(f"{folders[0]}: name run folders, or what --set and --name make of --config, and not both")
     print(
         render(
-            arguments.runs,
+            folders,
             arguments.output,
             embed=arguments.sounds == "embedded",
             benchmark_results=arguments.benchmarks,
@@ -51,7 +58,9 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(required=True, metavar="command")
     text = "render run folders as one self-contained page with its tables"
     command = commands.add_parser("build", help=text, description=text)
-    command.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER", help="a folder that holds results.json")
+    which = "a folder that holds results.json; several make a page over all (default: the run of --config)"
+    command.add_argument("folders", type=Path, nargs="*", metavar="RUN_FOLDER", help=which)
+    add_run_arguments(command)
     where = "where index.html goes (default: %(default)s)"
     command.add_argument("--output", type=Path, default=Path("reports"), help=where)
     how = "sounds inside the page, or as files beside its tables (default: %(default)s)"

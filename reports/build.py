@@ -89,6 +89,10 @@ def export(run: RunResult, examples: pd.DataFrame, room: Room, place: Path) -> N
     for name, content in room.files:
         with atomic_path(place / "sounds" / name) as partial:
             partial.write_bytes(content)
+    kept = {name for name, _ in room.files}
+    for old in (place / "sounds").glob("*.flac"):  # of an earlier page
+        if old.name not in kept:
+            old.unlink()
 
 
 def report(

@@ -1,4 +1,4 @@
-"""What a sweep of the sampler showed: quality against steps, and guidance against dependence on the brain."""
+"""What a sweep of the sampler showed: quality, and how much of it is the brain's, against one setting at a time."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def pictures(folder: Path, run: RunResult) -> list[Picture]:
     if sweep.weights_sha256 != run.provenance.get("weights_sha256", sweep.weights_sha256):
         raise UserError(f"{folder / 'sweep.json'} is of other weights than results.json: sweep again or delete it")
     drawn = [against_steps(sweep, info) for info in shown_metrics(sweep)]
+    drawn += [against_temperature(sweep, info) for info in shown_metrics(sweep)]
     drawn += [against_guidance(sweep, info) for info in shown_metrics(sweep) if info.per_example]
     return [picture for picture in drawn if picture is not None]
 
@@ -53,12 +54,48 @@ def _value(point: SweepPoint, system: str, info: MetricInfo) -> float | None:
 
 
 def against_steps(sweep: SweepResult, info: MetricInfo) -> Picture | None:
-    """The claim and its floor over network calls, a line for each scheduler, at the config's guidance."""
-    own = sweep.points[0]
-    points = [
-        p for p in sweep.points if (p.guidance_scale, p.guidance_rescale) == (own.guidance_scale, own.guidance_rescale)
-    ]
+    """The claim and its floor over network calls, a line for each scheduler, all else as in the config."""
+    points = _alike(sweep, "guidance_scale", "guidance_rescale", "temperature")
     lines = _lines(points, lambda p: p.scheduler, lambda p: p.network_calls)
+    return _quality(sweep, info, "steps", "forward passes of the denoiser for one sample", lines, _calls, log=True)
+
+
+def against_temperature(sweep: SweepResult, info: MetricInfo) -> Picture | None:
+    """The claim and its floor over the size of the first noise, all else as in the config."""
+    points = _alike(sweep, "scheduler", "num_inference_steps", "guidance_scale", "guidance_rescale")
+    lines = _lines(points, lambda p: p.scheduler, lambda p: p.temperature)
+    return _quality(sweep, info, "temperature", "size of the noise that sampling starts from", lines, _temperature)
+
+
+def _calls(point: SweepPoint) -> float:
+    return point.network_calls
+
+
+def _temperature(point: SweepPoint) -> float:
+    return point.temperature
+
+
+def _alike(sweep: SweepResult, *names: str) -> list[SweepPoint]:
+    """The points that have these as the config has them."""
+    return [p for p in sweep.points if all(getattr(p, name) == getattr(sweep.points[0], name) for name in names)]
+
+
+def _sample(sweep: SweepResult) -> str:
+    """Whose stimuli, and how much training, a figure rests on."""
+    kind = {"valid": "validation"}.get(sweep.split, sweep.split)
+    return f"{count(sweep.n_stimuli, f'{kind} stimulus', f'{kind} stimuli')}, one training."
+
+
+def _quality(
+    sweep: SweepResult,
+    info: MetricInfo,
+    against: str,
+    xlabel: str,
+    lines: dict[str, list[SweepPoint]],
+    x: Callable[[SweepPoint], float],
+    *,
+    log: bool = False,
+) -> Picture | None:
     if not lines:
         return None
     k = 100.0 if info.unit == "%" else 1.0
@@ -66,32 +103,30 @@ def against_steps(sweep: SweepResult, info: MetricInfo) -> Picture | None:
         fig = figure(520, 300)
         axes = fig.subplots()
         for (name, group), look in zip(lines.items(), LOOKS, strict=False):
-            _draw(axes, group, lambda p: p.network_calls, lambda p: _cell(p.results, "eeg", info), k, name, look)
+            _draw(axes, group, x, lambda p: _cell(p.results, "eeg", info), k, name, look)
             floor = FLOOR if look is LOOKS[0] else {**FLOOR, "marker": look["marker"]}
             text = "shuffled EEG" if look is LOOKS[0] else None
-            _draw(axes, group, lambda p: p.network_calls, lambda p: _cell(p.results, "shuffled", info), k, text, floor)
-        caption = f"{label(info.label)} of eeg and of shuffled EEG against what a sample costs, with 95 % intervals."
+            _draw(axes, group, x, lambda p: _cell(p.results, "shuffled", info), k, text, floor)
+        caption = f"{label(info.label)} of eeg and of shuffled EEG against {against}, with 95 % intervals."
         ceiling = _cell(sweep.ceiling_results, sweep.ceiling, info)
         if ceiling is not None and ceiling.value is not None:
             axes.axhline(k * ceiling.value, color=PALETTE["muted"], lw=1, ls=(0, (1, 1)), zorder=0)
-            caption += f" Dotted: {clean(sweep.ceiling, 40)}, which no number of steps can pass."
-        axes.set_xscale("log")
-        ticks = sorted({p.network_calls for group in lines.values() for p in group})
-        axes.set_xticks(ticks, [str(n) for n in ticks])
+            caption += f" Dotted: {clean(sweep.ceiling, 40)}, which no way of sampling can pass."
+        if log:
+            axes.set_xscale("log")
+        ticks = sorted({x(p) for group in lines.values() for p in group})
+        axes.set_xticks(ticks, [f"{n:g}" for n in ticks])
         axes.minorticks_off()
-        axes.set(xlabel="forward passes of the denoiser for one sample", ylabel=_axis(info))
+        axes.set(xlabel=xlabel, ylabel=_axis(info))
         axes.legend()
-        caption += f" {count(sweep.n_stimuli, 'test stimulus', 'test stimuli')}, one training."
-        title = f"{clean(info.label, 60)} against steps"
-        return Picture(title, inline(fig, f"sweep-steps-{info.name}", caption), caption)
+        caption += f" {_sample(sweep)}"
+        title = f"{clean(info.label, 60)} against {against}"
+        return Picture(title, inline(fig, f"sweep-{against}-{info.name}", caption), caption)
 
 
 def against_guidance(sweep: SweepResult, info: MetricInfo) -> Picture | None:
     """The gain of eeg over shuffled EEG at each guidance, a line for each rescale, at the config's steps."""
-    own = sweep.points[0]
-    points = [
-        p for p in sweep.points if (p.scheduler, p.num_inference_steps) == (own.scheduler, own.num_inference_steps)
-    ]
+    points = _alike(sweep, "scheduler", "num_inference_steps", "temperature")
     lines = _lines(points, lambda p: f"rescale {p.guidance_rescale:g}", lambda p: p.guidance_scale)
     if not lines:
         return None
@@ -110,8 +145,7 @@ def against_guidance(sweep: SweepResult, info: MetricInfo) -> Picture | None:
             axes.legend()
         caption = (
             f"How much of {label(info.label)} is the brain's: gain of eeg over shuffled EEG, paired, with 95 % "
-            "intervals, at each guidance. Above zero the EEG is used. "
-            f"{count(sweep.n_stimuli, 'test stimulus', 'test stimuli')}, one training."
+            f"intervals, at each guidance. Above zero the EEG is used. {_sample(sweep)}"
         )
         title = f"Guidance and dependence on the EEG, {clean(info.label, 60)}"
         return Picture(title, inline(fig, f"sweep-guidance-{info.name}", caption), caption)

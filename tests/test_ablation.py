@@ -139,6 +139,8 @@ def test_a_seed_counts_once() -> None:
         ({"seeds": []}, "seeds"),
         ({"sets": {}}, "sets"),
         ({"sets": {"plain": {"seed": 3}}}, "sets: plain sets seed"),
+        ({"common": {"seed": 3}}, "common: seed is averaged over"),
+        ({"common": {"model.denoiser.aligned": 8}}, "model.denoiser.aligned: is not a known key"),
         ({"bases": 1}, "bases"),
         ({"sets": {"plain": {}, "again": {"model.denoiser.aligned_channels": 8}}}, "sets.again is the same"),
         ({"sets": {"plain": {"model.denoiser.aligned": 8}}}, "model.denoiser.aligned: is not a known key"),
@@ -184,7 +186,7 @@ def test_two_sets_and_two_seeds(written: Write, tmp_path: Path, monkeypatch: pyt
         "evaluation.max_stimuli": 4,
         "evaluation.n_resamples": 100,
     }
-    path = written({"sets": {"plain": quick, "film": quick | {"model.denoiser.conditioning": ["film"]}}})
+    path = written({"common": quick, "sets": {"plain": {}, "film": {"model.denoiser.conditioning": ["film"]}}})
     data = toy_data(tmp_path / "noise")
     monkeypatch.setattr(training, "prepare_data", lambda *_: data)
     trained: list[str] = []

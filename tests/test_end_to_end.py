@@ -107,6 +107,11 @@ def test_the_run_folder_holds_everything(runs: Path, result: RunResult) -> None:
     assert all(finding.passed for finding in result.audit)
     assert (run / "data" / "audit.json").exists()
     assert [stage.name for stage in result.stages] == list(STAGES)
+    assert result.provenance["command"] == f"nox -s evaluate -- --config {CONFIG}"
+    spent = result.provenance["evaluation_wall_s"]
+    assert spent.keys() == {*SYSTEMS, "all"}
+    assert spent["all"] == pytest.approx(sum(spent[name] for name in SYSTEMS), abs=0.1)
+    assert spent["all"] > 0
     assert all(stage.curve and stage.steps and stage.parameters for stage in result.stages)
     assert not list(runs.rglob("*.partial"))
 

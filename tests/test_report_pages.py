@@ -91,6 +91,8 @@ def test_sounds_as_files_are_the_stored_sounds(folder: Path, tmp_path: Path) -> 
         content, rate = soundfile.read(io.BytesIO((tmp_path / place).read_bytes()), dtype="int16")
         assert rate == audio.SAMPLE_RATE
         assert any(len(content) == len(s) and np.abs(content - s).max() <= 1 for s in stored), "FLAC loses nothing"
+    assert main(["build", str(folder), "--output", str(tmp_path)]) == 0
+    assert not list(tmp_path.rglob("*.flac")), "nothing is left that no page plays"
 
 
 def config_run(run: RunResult, name: str, seed: int, **config: object) -> RunResult:

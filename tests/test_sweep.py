@@ -45,7 +45,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Experime
     run = RunFolder(folder / "toy")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "prepare_data", lambda *_: data)
-        runner.run(config, run)
+        runner.run(config, run, "nox -s evaluate")
         sweep(config, run, PLAN)
         before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*.wav")}
         sweep(config, run, PLAN)
@@ -68,22 +68,23 @@ def settings(plan: Plan, *sets: str) -> list[tuple[object, ...]]:
 
 def test_steps_and_guidance_are_varied_one_at_a_time() -> None:
     """Each scheduler with each number of steps; each guidance with each rescale; each setting once."""
-    plan = Plan(("ddim", "dpmsolver++"), (5, 10), (1.0, 2.0), (0.0, 0.7))
+    plan = Plan(("ddim", "dpmsolver++"), (5, 10), (1.0, 2.0), (0.0, 0.7), (0.5, 1.0))
     assert settings(plan) == [
-        ("dpmsolver++", 10, 1.0, 0.0),
-        ("ddim", 5, 1.0, 0.0),
-        ("ddim", 10, 1.0, 0.0),
-        ("dpmsolver++", 5, 1.0, 0.0),
-        ("dpmsolver++", 10, 1.0, 0.7),
-        ("dpmsolver++", 10, 2.0, 0.0),
-        ("dpmsolver++", 10, 2.0, 0.7),
+        ("dpmsolver++", 10, 1.0, 0.0, 1.0),
+        ("ddim", 5, 1.0, 0.0, 1.0),
+        ("ddim", 10, 1.0, 0.0, 1.0),
+        ("dpmsolver++", 5, 1.0, 0.0, 1.0),
+        ("dpmsolver++", 10, 1.0, 0.7, 1.0),
+        ("dpmsolver++", 10, 2.0, 0.0, 1.0),
+        ("dpmsolver++", 10, 2.0, 0.7, 1.0),
+        ("dpmsolver++", 10, 1.0, 0.0, 0.5),
     ]
     flow = (
         "model.schedule={objective: flow_matching}",
         "training.diffusion.min_snr_gamma=null",
         "sampling.scheduler=heun",
     )
-    assert settings(Plan(("euler",), (4,)), *flow)[1:] == [("euler", 4, 1.0, 0.0)]
+    assert settings(Plan(("euler",), (4,)), *flow)[1:] == [("euler", 4, 1.0, 0.0, 1.0)]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +145,27 @@ def test_the_command_sweeps_a_copy_of_the_run(
     assert {r.metric for p in result.points for r in p.results} == {"mel_correlation"}
     kept = [(folder / "results.json").read_bytes() for folder in (run.path, tmp_path / "runs" / "toy")]
     assert kept[0] == kept[1]
+
+
+def test_a_setting_is_chosen_on_the_validation_split(
+    swept: tuple[RunFolder, ExperimentConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its stimuli are none of the test split's, its sounds lie apart, and the figure says so."""
+    run, config = swept
+    shutil.copytree(run.path, tmp_path / "toy")
+    data, copied = toy_data(tmp_path / "noise"), RunFolder(tmp_path / "toy")
+    monkeypatch.setattr(training, "prepare_data", lambda *_: data)
+    sweep(config, copied, Plan(temperatures=(0.0, 0.5)), "valid")
+    result = of(copied)
+    assert (result.split, [p.temperature for p in result.points]) == ("valid", [1.0, 0.0, 0.5])
+    valid = data.windows.iloc[data.indices("valid")]
+    table = pd.read_parquet(copied.path / "sweep.parquet")
+    assert set(table["stimulus_id"]) == set(data.stimuli.iloc[valid["stimulus"].unique()]["stimulus_id"])
+    assert not set(table["stimulus_id"]) & set(pd.read_parquet(run.path / "sweep.parquet")["stimulus_id"])
+    assert table["wav"].str.startswith("sweep/valid/").all()
+    (drawn, *_) = sweeps.pictures(copied.path, RunResult.load(copied.path))
+    assert "against temperature" in drawn.title
+    assert "validation stimuli, one training" in drawn.caption
 
 
 def test_a_subset_is_of_stimuli_and_metrics() -> None:

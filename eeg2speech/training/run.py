@@ -8,13 +8,14 @@ import numpy as np
 import torch
 import yaml
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from eeg2speech import audio
 from eeg2speech.config import ExperimentConfig
 from eeg2speech.data.loader import StudyData
 from eeg2speech.data.sampler import TrainingSampler
-from eeg2speech.files import digest, write_atomically
+from eeg2speech.files import atomic_path, digest, write_atomically
 from eeg2speech.models.audio_encoder import DeepMelConfig
 from eeg2speech.models.autoencoder import LinearSkipAutoencoder, fit_scale, to_image
 from eeg2speech.models.denoiser import Denoiser
@@ -33,6 +34,7 @@ from eeg2speech.training.stages import AutoencoderStage, ContrastiveStage, Diffu
 VALIDATION_WINDOWS = 128
 ALIGNMENT_WINDOWS = 1024
 SCALE_STIMULI = 512
+LATENTS = "latents.safetensors"
 
 
 @dataclass
@@ -277,13 +279,27 @@ class _Trainer:
                 pipeline.save_pretrained(self.folder.pipeline)
         return pipeline
 
-    @torch.no_grad()
     def encoded(self, autoencoder: AutoencoderKL, cached: bool) -> Tensor:
         """(n_stimuli, L, T / 4, 16): every stimulus encoded once, scaled by the training split's statistics.
 
         Not `cached`, it is but as many training stimuli as those statistics need. A published denoiser knows
         latents at the scale that was published with its autoencoder.
         """
+        diffusion = self.config.training.diffusion
+        published = diffusion is not None and diffusion.init is not None
+        depends, place = digest([self.depends["autoencoder"], cached, published]), self.folder.stage("latents")
+        if not is_done(place, depends):
+            with step(place, depends), atomic_path(place / LATENTS) as partial:
+                save_file(self._encode(autoencoder, cached, published), partial)
+        stored = load_file(place / LATENTS)
+        if not published:
+            scale = {key: stored[key].tolist() for key in ("latents_mean", "latents_std")}
+            autoencoder.register_to_config(**scale)
+        return stored["latents"]
+
+    @torch.no_grad()
+    def _encode(self, autoencoder: AutoencoderKL, cached: bool, published: bool) -> dict[str, Tensor]:
+        """The latents, and the mean and deviation that scaled them unless that was published."""
         features, training = self.data.features.features, _training_stimuli(self.data)
         rows = np.arange(len(features)) if cached else _spread(training, SCALE_STIMULI)
         encoded = []
@@ -291,12 +307,12 @@ class _Trainer:
             log_mel = torch.from_numpy(np.array(features[rows[start : start + 32]])).transpose(1, 2).unsqueeze(1)
             encoded.append(autoencoder.encode(to_image(autoencoder, log_mel)).latent_dist.mode())
         latents = torch.cat(encoded)
-        diffusion = self.config.training.diffusion
-        if diffusion is not None and diffusion.init is not None:
-            return latents * autoencoder.config.scaling_factor
+        if published:
+            return {"latents": latents * autoencoder.config.scaling_factor}
         fit_scale(autoencoder, latents[training] if cached else latents)
-        mean, std = (torch.tensor(autoencoder.config[k]).view(1, -1, 1, 1) for k in ("latents_mean", "latents_std"))
-        return (latents - mean) / std
+        scale = {key: torch.tensor(autoencoder.config[key]) for key in ("latents_mean", "latents_std")}
+        mean, std = (each.view(1, -1, 1, 1) for each in scale.values())
+        return {"latents": (latents - mean) / std} | scale
 
 
 def _training_stimuli(data: StudyData) -> np.ndarray:
