@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from diffusers import AutoencoderKL
@@ -12,7 +13,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eeg2speech.schema import Config, is_off
+from eeg2speech.audio import LOG_FLOOR
+from eeg2speech.schema import Config, is_off, is_unset
 
 MEL_MEAN, MEL_STD = -6.0, 4.0
 """Round numbers near the level of speech in natural-log mel, so that patches are of order one."""
@@ -32,6 +34,12 @@ class AutoencoderConfig(Config):
         description="principal components of a patch run beside the network, which corrects them",
         exclude_if=is_off,
     )
+    floor: float | None = Field(
+        default=None,
+        gt=math.log(LOG_FLOOR),
+        description="log-mel that stands for silence: what lies below is as noise of this level, not told apart",
+        exclude_if=is_unset,
+    )
     layers_per_block: int = 2
     latent_channels: int = 8
     mid_attention: bool = True
@@ -47,6 +55,8 @@ class AutoencoderConfig(Config):
                 f"than the patch has pixels (now {len(self.channels)} levels, {self.latent_channels} latent_channels, "
                 f"{self.patch**2} pixels)"
             )
+        if self.floor is not None and not self.linear_skip:
+            raise ValueError("floor needs linear_skip: other autoencoders take the log-mel as it is")
         return self
 
     @property
@@ -55,7 +65,7 @@ class AutoencoderConfig(Config):
 
     def build(self) -> AutoencoderKL:
         n = len(self.channels)
-        kind = LinearSkipAutoencoder if self.linear_skip else AutoencoderKL
+        kind = partial(LinearSkipAutoencoder, floor=self.floor) if self.linear_skip else AutoencoderKL
         return kind(
             in_channels=self.patch**2,
             out_channels=self.patch**2,
@@ -76,6 +86,10 @@ class LinearSkipAutoencoder(AutoencoderKL):
     A network of normalised and rectified features takes thousands of steps to pass a patch through unchanged,
     which its principal components do in closed form: with 8 of 16, of the log-mel of the embedded study, at a
     fifth of the error of the network alone after 1,200 steps. The network has what is not linear left to learn.
+
+    With a `floor` the image is log(mel + exp(floor)). A log-mel falls by five or more from the softest sound that
+    matters to silence, so that squared errors of a latent are mostly of where silence begins, and an estimate that
+    averages over speech and silence is a smear; above a floor they are of the shape of what is heard.
     """
 
     LOG_VARIANCE = -10.0
@@ -96,6 +110,7 @@ class LinearSkipAutoencoder(AutoencoderKL):
         latents_mean: tuple[float, ...] | None = None,
         latents_std: tuple[float, ...] | None = None,
         mid_block_add_attention: bool = True,
+        floor: float | None = None,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
@@ -144,15 +159,27 @@ class LinearSkipAutoencoder(AutoencoderKL):
 
 def to_image(autoencoder: AutoencoderKL, log_mel: Tensor) -> Tensor:
     """(B, 1, T, 64) -> what the autoencoder sees: the log-mel as it is (AudioLDM's way), or, where it
-    takes patches, standardised and with each patch's pixels as channels, at a fraction of the cost."""
-    patch = math.isqrt(int(autoencoder.config.in_channels))
+    takes patches, above its floor, standardised and with each patch's pixels as channels, at a fraction of the cost."""
+    patch, floor = math.isqrt(int(autoencoder.config.in_channels)), autoencoder.config.get("floor")
+    if floor is not None:
+        log_mel = torch.logaddexp(log_mel, torch.tensor(floor).to(log_mel))
     return log_mel if patch == 1 else F.pixel_unshuffle((log_mel - MEL_MEAN) / MEL_STD, patch)
 
 
 def from_image(autoencoder: AutoencoderKL, image: Tensor) -> Tensor:
     """The inverse of `to_image`, in float32: near -11 a log-mel has no precision left in bfloat16."""
-    patch = math.isqrt(int(autoencoder.config.in_channels))
-    return image.float() if patch == 1 else F.pixel_shuffle(image.float(), patch) * MEL_STD + MEL_MEAN
+    patch, floor = math.isqrt(int(autoencoder.config.in_channels)), autoencoder.config.get("floor")
+    log_mel = image.float() if patch == 1 else F.pixel_shuffle(image.float(), patch) * MEL_STD + MEL_MEAN
+    if floor is None:
+        return log_mel
+    silence = math.log1p(LOG_FLOOR / math.exp(floor))  # above the floor
+    return floor + (log_mel - floor).clamp(min=silence).expm1().log()
+
+
+def image_error(autoencoder: AutoencoderKL, image: Tensor, true: Tensor) -> Tensor:
+    """Mean absolute error of an image in units of log-mel, which below the floor counts for nothing."""
+    scale = 1.0 if int(autoencoder.config.in_channels) == 1 else MEL_STD
+    return scale * (image.float() - true.float()).abs().mean()
 
 
 def encode(autoencoder: AutoencoderKL, log_mel: Tensor) -> Tensor:
@@ -175,12 +202,12 @@ def decode(autoencoder: AutoencoderKL, latent: Tensor) -> Tensor:
 def fit_scale(autoencoder: AutoencoderKL, latents: Tensor) -> None:
     """Registers the mean and deviation per channel of unscaled training latents (n, L, T, W).
 
-    Principal components keep half of their proportions (in decibels), and a mean variance of one: at their
-    own, errors of level drown those of spectral shape; at one deviation, what no EEG tells weighs as much as both.
+    Principal components keep their proportions, and get a mean variance of one: they are a rotation of the
+    patch, so that an error in the latent is one in the image.
     """
     std = latents.std(dim=(0, 2, 3))
     if isinstance(autoencoder, LinearSkipAutoencoder):
-        std = (std * std.mean()).sqrt()
+        std = std.square().mean().sqrt().expand(len(std))
     autoencoder.register_to_config(latents_mean=latents.mean(dim=(0, 2, 3)).tolist(), latents_std=std.tolist())
 
 

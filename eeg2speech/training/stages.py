@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from eeg2speech.batch import Batch
 from eeg2speech.losses import clip_loss, similarity
-from eeg2speech.models.autoencoder import encode, from_image, to_image
+from eeg2speech.models.autoencoder import encode, image_error, to_image
 from eeg2speech.models.denoiser import Denoiser
 from eeg2speech.models.layers import normalise_embedding
 from eeg2speech.models.prior import LatentPrior
@@ -32,9 +32,10 @@ class AutoencoderStage(Stage):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         autoencoder = self.autoencoder
         log_mel = self._crop(batch.log_mel) if autoencoder.training else batch.log_mel
-        posterior = autoencoder.encode(to_image(autoencoder, log_mel)).latent_dist
+        image = to_image(autoencoder, log_mel)
+        posterior = autoencoder.encode(image).latent_dist
         latent = posterior.sample()
-        error = (from_image(autoencoder, autoencoder.decode(latent).sample) - log_mel).abs().mean()
+        error = image_error(autoencoder, autoencoder.decode(latent).sample, image)
         kl = posterior.kl().float().sum() / latent.numel()
         return {"loss": error + self.kl_weight * kl, "l1": error, "kl": kl}
 
