@@ -15,14 +15,23 @@ class MismatchError(Exception):
     """A stored value that its own examples do not give."""
 
 
+def named(arguments: argparse.Namespace) -> str:
+    """The name of the run, for which only a change without a --name needs the config and all that it imports."""
+    from eeg2speech.runs import run_name
+
+    if arguments.name or not arguments.overrides:
+        return run_name(arguments.config, (), arguments.name, None)
+    from eeg2speech import config
+
+    return config.load(arguments.config, arguments.overrides).name
+
+
 def build(arguments: argparse.Namespace) -> None:
     from reports.build import build as render
 
     folders = arguments.folders
     if not folders:
-        from eeg2speech import config
-
-        folders = [arguments.runs / config.load(arguments.config, arguments.overrides, arguments.name).name]
+        folders = [arguments.runs / named(arguments)]
     elif arguments.overrides or arguments.name:
         raise UserError(f"{folders[0]}: name run folders, or what --set and --name make of --config, and not both")
     print(

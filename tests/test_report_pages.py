@@ -14,11 +14,11 @@ import yaml
 from report_fixture import Fake, write_fake_run
 from test_report import Reader
 
-from eeg2speech import audio
+from eeg2speech import audio, config
 from eeg2speech.errors import UserError
 from eval.results import RunResult, load_examples
 from reports import anchors, benchmarks, cards, comparison, curves, tables
-from reports.__main__ import main
+from reports.__main__ import main, named, parser
 from reports.build import build
 from reports.formatting import short
 
@@ -216,3 +216,11 @@ def test_a_broken_measurement_is_named(tmp_path: Path, content: str) -> None:
 def test_hashes_are_shortened_and_words_kept() -> None:
     assert short("a" * 64) == "a" * 12 + "…"
     assert short("whisper 1a5afae06a4d") == "whisper 1a5afae06a4d"
+
+
+@pytest.mark.parametrize("more", [[], ["--name", "mine"], ["--set", "seed=3"], ["--set", "seed=3", "--name", "mine"]])
+def test_the_page_is_of_the_run_that_the_same_arguments_made(more: list[str]) -> None:
+    """By the name that a config gives itself, whether or not the config had to be read for it."""
+    arguments = parser().parse_args(["build", "--config", "configs/tiny.yaml", *more])
+    overrides, name = arguments.overrides, arguments.name
+    assert named(arguments) == config.load(arguments.config, overrides, name).name
