@@ -308,11 +308,11 @@ class _Trainer:
             encoded.append(autoencoder.encode(to_image(autoencoder, log_mel)).latent_dist.mode())
         latents = torch.cat(encoded)
         if published:
-            return {"latents": latents * autoencoder.config.scaling_factor}
+            return {"latents": (latents * autoencoder.config.scaling_factor).contiguous()}
         fit_scale(autoencoder, latents[training] if cached else latents)
         scale = {key: torch.tensor(autoencoder.config[key]) for key in ("latents_mean", "latents_std")}
         mean, std = (each.view(1, -1, 1, 1) for each in scale.values())
-        return {"latents": (latents - mean) / std} | scale
+        return {"latents": ((latents - mean) / std).contiguous()} | scale
 
 
 def _training_stimuli(data: StudyData) -> np.ndarray:
