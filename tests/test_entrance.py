@@ -79,10 +79,12 @@ def test_readme_shows_a_manifest_and_a_study_that_are_valid() -> None:
     from eeg2speech.data.folder import FolderStudyConfig, ManifestRow
 
     (table,) = re.findall(r"```csv\n(.*?)```", README, re.DOTALL)
-    for row in csv.DictReader(table.splitlines()):
-        ManifestRow.model_validate({name: value for name, value in row.items() if value})
+    given = [{name: value for name, value in row.items() if value} for row in csv.DictReader(table.splitlines())]
+    assert given
+    assert all(row.keys() <= ManifestRow.model_validate(row).model_fields_set for row in given)
     (config,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    FolderStudyConfig.model_validate(yaml.safe_load(config)["study"])
+    study = yaml.safe_load(config)["study"]
+    assert study.keys() <= FolderStudyConfig.model_validate(study).model_fields_set
 
 
 def test_the_gate_runs_the_readme_test_command() -> None:
