@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from eeg2speech import config as configs
+from eeg2speech.cli import as_typed
 from eeg2speech.config import ExperimentConfig
 from eeg2speech.errors import UserError
 from eeg2speech.files import digest, write_atomically
@@ -102,7 +103,7 @@ def ablate(path: Path, runs: Path) -> Path:
         folder = RunFolder(runs / experiment.name)
         earlier = [RunFolder(runs / planned[n, seed].name) for n in ablation.sets if n != name]
         take_over(folder, earlier)
-        runner.run(experiment, folder, f"nox -s ablate -- --config {path}")
+        runner.run(experiment, folder, as_typed("nox -s ablate --", path, (), None))
     results = {
         name: [RunResult.load(runs / planned[name, seed].name) for seed in ablation.seeds] for name in ablation.sets
     }
