@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from eeg2speech import models
 from eeg2speech.config import NoiseScheduleConfig
 from eeg2speech.evaluation import SamplingConfig
+from eeg2speech.models.autoencoder import AutoencoderConfig
 from eeg2speech.models.layers import normalise_embedding
 from eeg2speech.models.schedule import FlowScheduleConfig, network_calls
 from eeg2speech.pipeline import EEG2SpeechPipeline, rescale
@@ -260,6 +266,34 @@ def test_a_saved_pipeline_says_the_same(pipeline: EEG2SpeechPipeline, tmp_path: 
     )
     assert (tmp_path / "model_index.json").exists()
     assert not [p for p in tmp_path.rglob("*") if p.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
+
+
+def test_the_default_autoencoder_is_saved_with_its_pipeline(pipeline: EEG2SpeechPipeline, tmp_path: Path) -> None:
+    kind = AutoencoderConfig(
+        channels=(4,), patch=4, linear_skip=True, floor=-6, layers_per_block=1, latent_channels=4, norm_groups=4
+    )
+    components = pipeline.components | {"vae": kind.build()}
+    components["vae"].fit_skip(torch.randn(2, 16, 75, 16))
+    saved = EEG2SpeechPipeline(**components, latent_frames=75, latent_bins=16)
+    saved.save_pretrained(tmp_path)
+    again = EEG2SpeechPipeline.from_pretrained(tmp_path)
+    for values in (saved, again):
+        values.set_progress_bar_config(disable=True)
+    sounds = [p(cond=COND, num_inference_steps=2, seeds=[1, 2, 3]) for p in (saved, again)]
+    torch.testing.assert_close(sounds[1], sounds[0], atol=1e-5, rtol=0)
+
+
+def test_every_model_can_be_loaded_from_a_saved_pipeline() -> None:
+    """Of a component's own module, diffusers asks for the class that says how it is loaded."""
+    modules = [importlib.import_module(f"eeg2speech.models.{m.name}") for m in pkgutil.iter_modules(models.__path__)]
+    found = [
+        (module, kind)
+        for module in modules
+        for _, kind in inspect.getmembers(module, inspect.isclass)
+        if issubclass(kind, ModelMixin) and kind.__module__ == module.__name__
+    ]
+    assert len(found) >= 8
+    assert [kind.__name__ for module, kind in found if getattr(module, "ModelMixin", None) is not ModelMixin] == []
 
 
 def test_a_pipeline_needs_no_audio_encoder(pipeline: EEG2SpeechPipeline, tmp_path: Path) -> None:

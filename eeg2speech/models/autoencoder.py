@@ -6,7 +6,7 @@ import math
 from functools import partial
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 from pydantic import Field, model_validator
@@ -80,7 +80,7 @@ class AutoencoderConfig(Config):
         )
 
 
-class LinearSkipAutoencoder(AutoencoderKL):
+class LinearSkipAutoencoder(AutoencoderKL, ModelMixin):  # a saved pipeline loads what has ModelMixin in its module
     """An AutoencoderKL beside a linear one: each adds to what the other says, and the network starts at nothing.
 
     A network of normalised and rectified features takes thousands of steps to pass a patch through unchanged,
