@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
@@ -34,7 +35,12 @@ class EEG2SpeechPipeline(DiffusionPipeline):
         audio_encoder: nn.Module | None = None,
         latent_frames: int = 75,
         latent_bins: int = 16,
+        num_inference_steps: int = 10,
+        guidance_scale: float = 1.0,
+        guidance_rescale: float = 0.0,
+        temperature: float = 1.0,
     ) -> None:
+        """Latents are (B, L, `latent_frames`, `latent_bins`); the other numbers are those of a call that names none."""
         super().__init__()
         self.register_modules(
             eeg_encoder=eeg_encoder,
@@ -44,7 +50,14 @@ class EEG2SpeechPipeline(DiffusionPipeline):
             scheduler=scheduler,
             audio_encoder=audio_encoder,
         )
-        self.register_to_config(latent_frames=latent_frames, latent_bins=latent_bins)
+        self.register_to_config(
+            latent_frames=latent_frames,
+            latent_bins=latent_bins,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            temperature=temperature,
+        )
 
     @torch.no_grad()
     def __call__(
@@ -54,17 +67,18 @@ class EEG2SpeechPipeline(DiffusionPipeline):
         subject: Tensor | None = None,
         *,
         cond: Tensor | None = None,
-        num_inference_steps: int = 10,
-        guidance_scale: float = 1.0,
-        guidance_rescale: float = 0.0,
-        temperature: float = 1.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
+        temperature: float | None = None,
         seeds: Sequence[int] | None = None,
     ) -> Tensor:
         """EEG (B, C, T), positions (B, C, 2), subject (B,) -> waveforms (B, N) at 16 kHz.
 
         EEG is scaled, baseline-corrected and clamped as `StudyData.batch` gives it. Instead of EEG,
         an embedding `cond` (B, D, T') may be given. Example b depends on its own input and
-        `seeds[b]` (b where not given) alone, not on the batch it is in.
+        `seeds[b]` (b where not given) alone, not on the batch it is in. How it is sampled is as the
+        pipeline was made where it is not given: a trained one has the values it was evaluated with.
         """
         if cond is None:
             if eeg is None or positions is None or subject is None:
@@ -72,17 +86,26 @@ class EEG2SpeechPipeline(DiffusionPipeline):
             cond = self.eeg_encoder(eeg, positions, subject)
         seeds = list(range(len(cond))) if seeds is None else list(seeds)
         latent = self.sample(
-            normalise_embedding(cond), num_inference_steps, guidance_scale, seeds, guidance_rescale, temperature
+            normalise_embedding(cond),
+            self._chosen("num_inference_steps", num_inference_steps),
+            self._chosen("guidance_scale", guidance_scale),
+            seeds,
+            self._chosen("guidance_rescale", guidance_rescale),
+            self._chosen("temperature", temperature),
         )
         return self.vocode(decode(self.vae, latent), seeds)
 
     @torch.no_grad()
-    def unconditional(self, n: int, **sampling: object) -> Tensor:
-        """(n, N) waveforms from the learned null condition."""
-        seeds = list(sampling.pop("seeds"))  # type: ignore[call-overload]
-        steps, temperature = sampling["num_inference_steps"], sampling.get("temperature", 1.0)
-        latent = self.sample(self.denoiser.null(n), steps, 1.0, seeds, temperature=temperature)  # type: ignore[arg-type]
+    def unconditional(
+        self, seeds: Sequence[int], *, num_inference_steps: int | None = None, temperature: float | None = None
+    ) -> Tensor:
+        """(n, N) waveforms from the learned null condition, one a seed."""
+        steps, size = self._chosen("num_inference_steps", num_inference_steps), self._chosen("temperature", temperature)
+        latent = self.sample(self.denoiser.null(len(seeds)), steps, 1.0, seeds, temperature=size)
         return self.vocode(decode(self.vae, latent), seeds)
+
+    def _chosen(self, name: str, given: float | None) -> Any:
+        return self.config[name] if given is None else given
 
     def sample(
         self,

@@ -91,14 +91,7 @@ class Bench:
         """Normalised or raw embeddings (n, D, T') -> (n, N) waveforms."""
         return self._in_batches(
             stimulus,
-            lambda rows, seeds: self.pipeline(
-                cond=cond[rows],
-                num_inference_steps=self.sampling.num_inference_steps,
-                guidance_scale=self.sampling.guidance_scale,
-                guidance_rescale=self.sampling.guidance_rescale,
-                temperature=self.sampling.temperature,
-                seeds=seeds,
-            ),
+            lambda rows, seeds: self.pipeline(cond=cond[rows], seeds=seeds, **self.sampling.of_a_call()),
         )
 
     def _in_batches(self, stimulus: np.ndarray, make: Callable[[slice, list[int]], Tensor]) -> np.ndarray:
@@ -260,9 +253,10 @@ class Unconditional(System):
     description = "the null condition: what the model says when told nothing"
 
     def speak(self, bench: Bench, stimulus: np.ndarray, estimate: Tensor | None) -> np.ndarray:
-        chosen = {"num_inference_steps": bench.sampling.num_inference_steps, "temperature": bench.sampling.temperature}
+        steps, size = bench.sampling.num_inference_steps, bench.sampling.temperature
         return bench._in_batches(
-            stimulus, lambda rows, seeds: bench.pipeline.unconditional(len(seeds), seeds=seeds, **chosen)
+            stimulus,
+            lambda rows, seeds: bench.pipeline.unconditional(seeds, num_inference_steps=steps, temperature=size),
         )
 
 

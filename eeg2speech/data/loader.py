@@ -318,8 +318,11 @@ def _fingerprint(
 
 def _write_tables(folder: Path, tables: Cut, findings: Sequence[Finding]) -> None:
     for name, table in (("stimuli", tables.stimuli), ("windows", tables.windows)):
-        with atomic_path(folder / f"{name}.parquet") as partial_path:
-            table.to_parquet(partial_path, index=False)
+        path, content = folder / f"{name}.parquet", table.to_parquet(index=False)
+        if path.exists() and path.read_bytes() == content:
+            continue
+        with atomic_path(path) as partial_path:
+            partial_path.write_bytes(content)
     verdict = {
         "passed": all(f.passed for f in findings),
         "dropped": tables.dropped,

@@ -267,6 +267,7 @@ class _Trainer:
             audio_encoder=audio_encoder,
             latent_frames=config.latent_frames,
             latent_bins=audio.N_MELS // config.model.autoencoder.downsampling,
+            **config.sampling.of_a_call(),
         )
         for module in (denoiser, eeg_encoder, audio_encoder, pipeline.vocoder):
             module.eval().requires_grad_(False)
