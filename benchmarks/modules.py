@@ -50,13 +50,15 @@ class Made:
         return ready(self.model.autoencoder.build())
 
     def denoiser(self) -> Denoiser:
-        channels, _, bins = self.latent_size
+        channels, frames, bins = self.latent_size
         return ready(
             self.model.denoiser.build(
                 latent_channels=channels,
                 latent_bins=bins,
                 cond_dim=self.model.embedding.dim,
                 cond_frames=self.cond_frames,
+                latent_frames=frames,
+                schedule=self.model.schedule,
             )
         )
 
@@ -94,8 +96,10 @@ class Made:
     def autoencoder_stage(self) -> AutoencoderStage:
         return AutoencoderStage(self.autoencoder(), kl_weight=1e-4, crop_frames=96)
 
-    def contrastive_stage(self) -> ContrastiveStage:
-        return ContrastiveStage(self.eeg_encoder(), self.audio_encoder())
+    def contrastive_stage(self, size: int) -> ContrastiveStage:
+        """With the denoiser's prior, where the shape has one."""
+        prior = self.denoiser().latent_prior if self.model.denoiser.prior else None
+        return ContrastiveStage(self.eeg_encoder(), self.audio_encoder(), prior, self.latent(size).cpu())
 
     def diffusion_stage(
         self, size: int, stage: type[DiffusionStage] = DiffusionStage, frozen: bool = False
@@ -149,7 +153,7 @@ def training_step(stage: Stage, batch: Batch, lever: Lever, folder: Path) -> Cal
     """One optimiser step of the project's own loop: loss, gradients, clipping, AdamW, moving average."""
     if lever.compile:
         require_compiler()
-    stage.modules.requires_grad_(True)
+    trainable(stage)
     if lever.checkpointing and isinstance(stage, DiffusionStage):
         stage.denoiser.enable_gradient_checkpointing()
     config = StageConfig(
@@ -164,11 +168,19 @@ def training_step(stage: Stage, batch: Batch, lever: Lever, folder: Path) -> Cal
     return lambda: loop.advance(lambda index: batch)
 
 
+def trainable(stage: Stage) -> Stage:
+    """A denoiser's prior is trained with the encoders, and left as it is by the diffusion."""
+    stage.modules.requires_grad_(True)
+    if isinstance(stage, DiffusionStage) and stage.denoiser.latent_prior is not None:
+        stage.denoiser.latent_prior.requires_grad_(False)
+    return stage
+
+
 def loss_and_gradients(stage: Stage, batch: Batch) -> Callable[[], None]:
     """What of a training step is counted as work of the model."""
 
     def run() -> None:
-        stage.modules.requires_grad_(True).train()
+        trainable(stage).modules.train()
         stage.loss(batch)["loss"].backward()
         stage.modules.zero_grad()
 

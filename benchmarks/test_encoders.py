@@ -41,7 +41,7 @@ def test_eeg_encoder(measure: Measure, shape: Shape) -> None:
 @pytest.mark.parametrize("shape", each_shape())
 def test_contrastive_step(measure: Measure, shape: Shape, lever: Lever, tmp_path: Path) -> None:
     made, size = Made(shape), shape.contrastive_batch
-    stage, batch = made.contrastive_stage(), made.batch(size)
+    stage, batch = made.contrastive_stage(size), made.batch(size)
     measure(
         training_step(stage, batch, lever, tmp_path),
         items=size,

@@ -14,7 +14,8 @@ import yaml
 
 from benchmarks import device, measure
 from benchmarks.measure import SLOW_ROUNDS, Comparison, Measure, count_flops, median_interval, ratios
-from benchmarks.sizes import Sizes
+from benchmarks.modules import Made, loss_and_gradients, speak
+from benchmarks.sizes import Lever, Sizes
 
 ROOT = Path(__file__).parents[1]
 
@@ -150,6 +151,22 @@ def test_the_default_shape_is_the_default_config() -> None:
     model = sizes.shapes["default"].model.model_dump(mode="json")
     assert model["denoiser"]["channels"] == written["model"]["denoiser"]["channels"]
     assert model["embedding"]["dim"] == written["model"]["embedding"]["dim"]
+
+
+def test_every_network_of_the_default_shape_can_be_measured() -> None:
+    """The benchmarks themselves run where somebody wants their times; what they measure must be buildable here."""
+    sizes = Sizes.model_validate(yaml.safe_load((ROOT / "configs/bench_cpu.yaml").read_text(encoding="utf-8")))
+    made = Made(sizes.shapes["default"])
+    batch = made.batch(2)
+    for stage in (made.autoencoder_stage(), made.contrastive_stage(2), made.diffusion_stage(2)):
+        loss_and_gradients(stage, batch)()
+        terms = stage.loss(batch)
+        assert all(torch.isfinite(term) for term in terms.values()), stage.name
+    assert terms.keys() >= {"loss", "error"}
+    prior = stage.denoiser.latent_prior
+    assert prior is not None
+    assert not any(p.requires_grad for p in prior.parameters())
+    assert speak(made.pipeline("dpmsolver++"), batch, Lever("float32"), num_inference_steps=1).shape == (2, 48_000)
 
 
 def test_slug_is_a_file_name() -> None:
