@@ -97,7 +97,7 @@ class Sizes(Config):
     serving_batches: tuple[int, ...] = Field(description="windows a call of StudyData.batch")
     frechet: tuple[tuple[int, int], ...] = Field(description="(d, N)")
     retrieval: RetrievalSize
-    evaluation_clips: int
+    evaluation_clips: tuple[int, ...] = Field(description="scored together; metrics one by one at the first of them")
     transcribed_clips: int
     statistics: StatisticsSize
     report: ReportSize
@@ -111,6 +111,12 @@ def load() -> Sizes:
 
 
 SIZES = load()
+
+
+def clip_numbers() -> list:
+    """Of the comparison of a whole evaluation: those after the first take minutes."""
+    first, *more = SIZES.evaluation_clips
+    return [first, *(pytest.param(n, marks=pytest.mark.slow) for n in more)]
 
 
 @dataclass(frozen=True)

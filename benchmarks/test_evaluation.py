@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from metrics_fixture import make_test, per_listener
 
 from benchmarks.measure import Comparison, Measure
-from benchmarks.sizes import SIZES
+from benchmarks.sizes import SIZES, clip_numbers
 from benchmarks.speech import CLIP_S, spoken
 from eeg2speech.audio import SAMPLE_RATE, log_mel
 from eeg2speech.evaluation import MetricsConfig
@@ -23,17 +24,22 @@ from eval.metrics.mel_cepstral import DB, N_CEPSTRA
 from eval.metrics.mel_correlation import SPEECH_RANGE_DB
 from eval.metrics.scorers import Scorers
 
-N = SIZES.evaluation_clips
 RESAMPLES = SIZES.statistics.resamples
 NAMES = ("top1", "mel_correlation", "mcd", "estoi", "fad")
-NAME = f"scoring {N} clips without ASR"
-FACTS = {"metrics": NAMES, "items": N, "unit": "clip", "signal_s": N * CLIP_S}
+
+
+def facts(n: int) -> dict[str, Any]:
+    return {"metrics": NAMES, "items": n, "unit": "clip", "signal_s": n * CLIP_S}
+
+
+def compared(n: int, side: Literal["ours", "peer"]) -> Comparison:
+    return Comparison(f"scoring {n} clips without ASR", side, 4 if side == "ours" else None)
 
 
 @lru_cache(maxsize=1)
-def outcome() -> tuple[TestSet, SystemOutput]:
-    speech, rng = spoken(N), np.random.default_rng(0)
-    candidates = rng.standard_normal((N, 128, 150), dtype=np.float32)
+def outcome(n: int) -> tuple[TestSet, SystemOutput]:
+    speech, rng = spoken(n), np.random.default_rng(0)
+    candidates = rng.standard_normal((n, 128, 150), dtype=np.float32)
     test = make_test(speech.texts, speech.true, candidates, n_subjects=1)
     estimate = candidates + 15 * rng.standard_normal(candidates.shape, dtype=np.float32)
     return test, per_listener(test, speech.generated, estimate)
@@ -46,8 +52,8 @@ def network(folder: Path) -> Embedder:
     return embedder
 
 
-def by_the_metrics(folder: Path) -> dict[str, float]:
-    test, output = outcome()
+def by_the_metrics(folder: Path, n: int) -> dict[str, float]:
+    test, output = outcome(n)
     found = {}
     for metric in build_metrics(MetricsConfig(names=NAMES, embedders=("resemblyzer",)), folder):
         measured = metric.measure(test, output)
@@ -61,23 +67,25 @@ def by_the_metrics(folder: Path) -> dict[str, float]:
     return found
 
 
-def test_ours(measure: Measure, tmp_path: Path) -> None:
+@pytest.mark.parametrize("n", clip_numbers())
+def test_ours(measure: Measure, tmp_path: Path, n: int) -> None:
     network(tmp_path)
-    measure(lambda: by_the_metrics(tmp_path), compare=Comparison(NAME, "ours", 4), **FACTS)
+    measure(lambda: by_the_metrics(tmp_path, n), compare=compared(n, "ours"), **facts(n))
 
 
-def test_one_by_one(measure: Measure, tmp_path: Path) -> None:
+@pytest.mark.parametrize("n", clip_numbers())
+def test_one_by_one(measure: Measure, tmp_path: Path, n: int) -> None:
     embedder = network(tmp_path)
     _ = embedder.network  # loaded before the clock starts
-    found = measure(lambda: by_the_script(embedder), compare=Comparison(NAME, "peer"), rounds=1, **FACTS)
-    assert found == pytest.approx(by_the_metrics(tmp_path), rel=1e-4)
+    found = measure(lambda: by_the_script(embedder, n), compare=compared(n, "peer"), rounds=1, **facts(n))
+    assert found == pytest.approx(by_the_metrics(tmp_path, n), rel=1e-4)
 
 
-def by_the_script(embedder: Embedder) -> dict[str, float]:
+def by_the_script(embedder: Embedder, n: int) -> dict[str, float]:
     from pystoi import stoi
     from scipy.fft import dct
 
-    test, output = outcome()
+    test, output = outcome(n)
     rows: dict[str, list[float]] = {name: [] for name in NAMES if name != "fad"}
     embedded: dict[str, list[np.ndarray]] = {"true": [], "generated": []}
     for i, (true, generated) in enumerate(zip(test.waveform, output.waveform, strict=True)):
@@ -95,9 +103,9 @@ def by_the_script(embedder: Embedder) -> dict[str, float]:
         embedded["generated"].append(embedder.embed(generated[None])[0, 0])
     rng = np.random.default_rng(0)
     for values in rows.values():
-        np.percentile([np.mean(rng.choice(values, N)) for _ in range(RESAMPLES)], [2.5, 97.5])
-    kept = [np.arange(N) % 20 != group for group in range(20)]  # an interval of the distance, leaving out groups
-    for rows_kept in (*kept, np.ones(N, dtype=bool)):
+        np.percentile([np.mean(rng.choice(values, n)) for _ in range(RESAMPLES)], [2.5, 97.5])
+    kept = [np.arange(n) % 20 != group for group in range(20)]  # an interval of the distance, leaving out groups
+    for rows_kept in (*kept, np.ones(n, dtype=bool)):
         moments = [frechet_package.statistics_of(np.array(embedded[side])[rows_kept]) for side in embedded]
         distance = frechet_package.frechet_distance(*moments[0], *moments[1])
     return {name: float(np.mean(values)) for name, values in rows.items()} | {"fad": distance}

@@ -19,7 +19,7 @@ from eval.metrics.scorers import Scorers
 from eval.metrics.transcription import Heard, Transcript
 from eval.metrics.word_errors import count_edits
 
-N, LISTENERS = SIZES.evaluation_clips, 2
+N, LISTENERS = SIZES.evaluation_clips[0], 2
 EMBEDDER, DIMENSION = "resemblyzer", 256
 OF_THE_TRUE_CLIPS = {"fad_split_half"}
 LISTENING = {"hallucination_noise", "hallucination_silence"}

@@ -164,6 +164,17 @@ def test_a_missing_ablation_is_named(tmp_path: Path) -> None:
         read(tmp_path / "none.yaml")
 
 
+def test_the_encoders_are_compared_at_equal_size() -> None:
+    path = ROOT / "configs" / "ablation_encoders.yaml"
+    sizes = {"n_subjects": 4, "dim": 128, "n_frames": 300, "n_channels": 64}
+    counts = {
+        name: sum(p.numel() for p in config.model.eeg_encoder.build(**sizes).parameters())
+        for (name, _), config in experiments(path, read(path)).items()
+    }
+    assert counts["clip_conv"] == pytest.approx(counts["aligned_conv"], rel=0.01)
+    assert counts["clip_conv_slower"] == counts["clip_conv"]
+
+
 def test_the_projects_own_ablation_is_valid() -> None:
     path = ROOT / "configs" / "ablation.yaml"
     found = experiments(path, read(path))

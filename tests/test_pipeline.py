@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from benchmarks.modules import Made, speak
+from benchmarks.sizes import Lever, Shape
 from eeg2speech import models
 from eeg2speech.config import NoiseScheduleConfig
 from eeg2speech.evaluation import SamplingConfig
@@ -281,6 +284,22 @@ def test_the_default_autoencoder_is_saved_with_its_pipeline(pipeline: EEG2Speech
         values.set_progress_bar_config(disable=True)
     sounds = [p(cond=COND, num_inference_steps=2, seeds=[1, 2, 3]) for p in (saved, again)]
     torch.testing.assert_close(sounds[1], sounds[0], atol=1e-5, rtol=0)
+
+
+def test_half_precision_speaks() -> None:
+    """UNet and autoencoder in bfloat16, as on a GPU, also where a prior's prediction is float32."""
+    config = yaml.safe_load((Path(__file__).parents[1] / "configs/default.yaml").read_text(encoding="utf-8"))["model"]
+    made = Made(Shape(model=config, clip_s=3.0, batches=(1,), training_batches=(1,), samplers=()))
+    for scheduler in ("dpmsolver++", "ddim"):
+        pipeline = made.pipeline(scheduler)
+        torch.nn.init.normal_(pipeline.denoiser.unet.conv_out.weight, std=0.01)
+        full = speak(pipeline, made.batch(1), Lever("float32"), num_inference_steps=2)
+        pipeline.denoiser.to(torch.bfloat16)
+        pipeline.vae.to(torch.bfloat16)
+        half = speak(pipeline, made.batch(1), Lever("bfloat16", torch.bfloat16), num_inference_steps=2)
+        assert half.shape == full.shape == (1, 48_000)
+        assert half.isfinite().all()
+        assert float(half.std()) > 0
 
 
 def test_every_model_can_be_loaded_from_a_saved_pipeline() -> None:

@@ -188,7 +188,7 @@ def encode(autoencoder: AutoencoderKL, log_mel: Tensor) -> Tensor:
     Per channel where the autoencoder knows its latents' mean and deviation (ours do), else by the
     one `scaling_factor` of published checkpoints.
     """
-    latent = autoencoder.encode(to_image(autoencoder, log_mel)).latent_dist.mode()
+    latent = autoencoder.encode(to_image(autoencoder, log_mel).to(autoencoder.dtype)).latent_dist.mode()
     shift, scale = _scale(autoencoder, latent)
     return (latent - shift) * scale
 
@@ -196,7 +196,7 @@ def encode(autoencoder: AutoencoderKL, log_mel: Tensor) -> Tensor:
 def decode(autoencoder: AutoencoderKL, latent: Tensor) -> Tensor:
     """The inverse of `encode`: (B, latent_channels, T / 4, 16) -> (B, 1, T, 64)."""
     shift, scale = _scale(autoencoder, latent)
-    return from_image(autoencoder, autoencoder.decode(latent / scale + shift).sample)
+    return from_image(autoencoder, autoencoder.decode((latent / scale + shift).to(autoencoder.dtype)).sample)
 
 
 def fit_scale(autoencoder: AutoencoderKL, latents: Tensor) -> None:
