@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -74,8 +75,13 @@ class ContrastiveStage(Stage):
         self.prior_weight, self.audio_share = prior_weight, audio_share
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
+        return self._terms(*self._embedded(batch), batch)
+
+    def _embedded(self, batch: Batch) -> tuple[Tensor, Tensor]:
         estimate = self.modules["eeg_encoder"](batch.eeg, batch.positions, batch.subject)
-        candidate = self.modules["audio_encoder"](batch.heard)
+        return estimate, self.modules["audio_encoder"](batch.heard)
+
+    def _terms(self, estimate: Tensor, candidate: Tensor, batch: Batch) -> dict[str, Tensor]:
         contrastive = clip_loss(estimate, candidate, batch.stimulus)
         if self.prior is None or self.latents is None:
             return {"loss": contrastive}
@@ -84,22 +90,22 @@ class ContrastiveStage(Stage):
         return {"loss": contrastive + self.prior_weight * terms["prior"], "contrastive": contrastive} | terms
 
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Loss within batches, and top-1 accuracy among all unique validation stimuli."""
-        batches = list(batches)
-        means = super().validate(batches) if self.prior is not None else {}
-        estimates, stimuli, losses = [], [], []
+        """Means of the terms of the loss over windows, and top-1 accuracy among all unique validation stimuli."""
+        sums: dict[str, float] = defaultdict(float)
+        estimates, stimuli = [], []
         candidates: dict[int, Tensor] = {}
         for batch in batches:
-            estimate = self.modules["eeg_encoder"](batch.eeg, batch.positions, batch.subject)
-            candidate = self.modules["audio_encoder"](batch.heard)
-            losses.append(float(clip_loss(estimate, candidate, batch.stimulus)))
+            estimate, candidate = self._embedded(batch)
+            for name, value in self._terms(estimate, candidate, batch).items():
+                sums[name] += float(value) * len(batch)
             estimates.append(estimate)
             stimuli.append(batch.stimulus)
             candidates.update(zip(batch.stimulus.tolist(), candidate, strict=True))
+        count = sum(map(len, stimuli))
         unique = torch.tensor(sorted(candidates))
         scores = similarity(torch.cat(estimates), torch.stack([candidates[int(s)] for s in unique]))
         hit = unique[scores.argmax(dim=1).cpu()] == torch.cat(stimuli).cpu()
-        return {"loss": sum(losses) / len(losses)} | means | {"top1": float(hit.float().mean())}
+        return {name: value / count for name, value in sums.items()} | {"top1": float(hit.float().mean())}
 
 
 class RegressionStage(Stage):

@@ -1,7 +1,9 @@
 """Retrieval of the heard speech among all test stimuli, as in brainmagick (Défossez et al., 2023).
 
-The score is the training loss's: <estimate, candidate / |candidate|> over D x T'. Candidates are the
-unique stimuli. Scores that tie, as those of identical stimuli do, share their average rank.
+The score is the training loss's: <estimate, candidate / |candidate|> over D x T'. Candidates are the unique
+stimuli: a sound, by the hash of its samples, and an offset in it. brainmagick takes a sentence and a word's place
+in it, which is the same for a story that is told once, and is not there where a study has no words. Scores that
+tie, as those of identical stimuli do, share their average rank.
 """
 
 from __future__ import annotations
