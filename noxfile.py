@@ -96,7 +96,7 @@ def calibrate(session: nox.Session) -> None:
 
 @command
 def tests(session: nox.Session) -> None:
-    """Run the tests, without those that take minutes each."""
+    """Run the tests, without the slow ones."""
     run(session, "pytest", "-m", "not slow", "--benchmark-skip", "--durations=10", *session.posargs)
 
 

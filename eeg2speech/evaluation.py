@@ -39,7 +39,7 @@ class SamplingConfig(Config):
     seed: int = Field(default=0, ge=0, description="the sampling seed; a sample's noise comes from it and its stimulus")
     batch_size: int = Field(default=16, ge=1)
 
-    def of_a_call(self) -> dict[str, Any]:
+    def call_arguments(self) -> dict[str, Any]:
         """What `EEG2SpeechPipeline` takes of it."""
         names = ("num_inference_steps", "guidance_scale", "guidance_rescale", "temperature")
         return {name: getattr(self, name) for name in names}

@@ -100,8 +100,9 @@ class EEG2SpeechPipeline(DiffusionPipeline):
         self, seeds: Sequence[int], *, num_inference_steps: int | None = None, temperature: float | None = None
     ) -> Tensor:
         """(n, N) waveforms from the learned null condition, one a seed."""
-        steps, size = self._chosen("num_inference_steps", num_inference_steps), self._chosen("temperature", temperature)
-        latent = self.sample(self.denoiser.null(len(seeds)), steps, 1.0, seeds, temperature=size)
+        steps = self._chosen("num_inference_steps", num_inference_steps)
+        temperature = self._chosen("temperature", temperature)
+        latent = self.sample(self.denoiser.null(len(seeds)), steps, 1.0, seeds, temperature=temperature)
         return self.vocode(decode(self.vae, latent), seeds)
 
     def _chosen(self, name: str, given: float | None) -> Any:

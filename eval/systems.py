@@ -91,7 +91,7 @@ class Bench:
         """Normalised or raw embeddings (n, D, T') -> (n, N) waveforms."""
         return self._in_batches(
             stimulus,
-            lambda rows, seeds: self.pipeline(cond=cond[rows], seeds=seeds, **self.sampling.of_a_call()),
+            lambda rows, seeds: self.pipeline(cond=cond[rows], seeds=seeds, **self.sampling.call_arguments()),
         )
 
     def _in_batches(self, stimulus: np.ndarray, make: Callable[[slice, list[int]], Tensor]) -> np.ndarray:
@@ -253,10 +253,10 @@ class Unconditional(System):
     description = "the null condition: what the model says when told nothing"
 
     def speak(self, bench: Bench, stimulus: np.ndarray, estimate: Tensor | None) -> np.ndarray:
-        steps, size = bench.sampling.num_inference_steps, bench.sampling.temperature
+        steps, temperature = bench.sampling.num_inference_steps, bench.sampling.temperature
         return bench._in_batches(
             stimulus,
-            lambda rows, seeds: bench.pipeline.unconditional(seeds, num_inference_steps=steps, temperature=size),
+            lambda rows, seeds: bench.pipeline.unconditional(seeds, num_inference_steps=steps, temperature=temperature),
         )
 
 

@@ -256,7 +256,7 @@ def _letter(index: int) -> str:
 def _legend(rows: Sequence[Row]) -> tuple[str, ...]:
     marks = {cell.mark for row in rows for cell in row.cells}
     text = [
-        "Mean over all examples, 95 % confidence interval beneath (bootstrap clustered on stimulus). "
+        "Mean over all examples, 95 % confidence interval (bootstrap clustered on stimulus). "
         "Arrows give the better direction. N: clips / stimuli / listeners / training seeds; "
         "a row that hears no EEG is run once per stimulus."
     ]

@@ -166,11 +166,12 @@ def test_a_missing_ablation_is_named(tmp_path: Path) -> None:
 
 def test_the_encoders_are_compared_at_equal_size() -> None:
     path = ROOT / "configs" / "ablation_encoders.yaml"
-    sizes = {"n_subjects": 4, "dim": 128, "n_frames": 300, "n_channels": 64}
-    counts = {
-        name: sum(p.numel() for p in config.model.eeg_encoder.build(**sizes).parameters())
-        for (name, _), config in experiments(path, read(path)).items()
-    }
+    counts = {}
+    for (name, _), config in experiments(path, read(path)).items():
+        sizes = {"n_subjects": config.study.n_subjects, "dim": config.model.embedding.dim, "n_frames": 300}
+        encoder = config.model.eeg_encoder.build(n_channels=64, **sizes)
+        counts[name] = sum(p.numel() for p in encoder.parameters())
+    assert counts["aligned_conv"] == pytest.approx(1.12e6, rel=0.01)
     assert counts["clip_conv"] == pytest.approx(counts["aligned_conv"], rel=0.01)
     assert counts["clip_conv_slower"] == counts["clip_conv"]
 

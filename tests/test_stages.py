@@ -20,7 +20,7 @@ from eeg2speech.models.denoiser import Denoiser, DenoiserConfig
 from eeg2speech.models.schedule import FlowScheduleConfig, noise_scheduler
 from eeg2speech.training.loop import StageConfig, train
 from eeg2speech.training.objectives import add_noise
-from eeg2speech.training.stages import AutoencoderStage, DiffusionStage
+from eeg2speech.training.stages import AutoencoderStage, ContrastiveStage, DiffusionStage
 from tests.model_fixture import DIM, FRAMES, tiny_pipeline
 
 KINDS = ("v_prediction", "epsilon", "sample", "flow")
@@ -358,3 +358,48 @@ def test_every_conditioning_trains_and_learns_its_null(conditioning: tuple[str, 
     settings = StageConfig(steps=3, batch_size=8, learning_rate=1e-2, ema_decay=0.0, log_every=1)
     train(stage, lambda i: batch(8), validation, settings, tmp_path, "d", 0, progress=False)
     assert not torch.equal(denoiser.null_cond, null)
+
+
+# The contrastive pair on the validation split
+
+
+class Given(nn.Module):
+    """An encoder that says what is written down for each stimulus."""
+
+    def __init__(self, embeddings: Tensor) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+
+    def forward(self, marked: Tensor, *_: Tensor) -> Tensor:
+        return self.embeddings[marked[:, 0, 0].long()]
+
+
+def test_contrastive_validation_is_over_windows_and_unique_stimuli() -> None:
+    """Two batches of unequal size, a stimulus in both: by hand."""
+    generator = torch.Generator().manual_seed(3)
+    heard, said = (torch.randn(4, 3, 5, generator=generator) for _ in range(2))
+    stage = ContrastiveStage(Given(heard), Given(said))
+
+    def batch(*stimuli: int) -> Batch:
+        marks = torch.tensor(stimuli, dtype=torch.float32).view(-1, 1, 1)
+        n = len(stimuli)
+        return Batch(
+            eeg=marks, positions=torch.zeros(n, 1, 2), subject=torch.zeros(n, dtype=torch.long),
+            stimulus=torch.tensor(stimuli), features=marks,
+        )  # fmt: skip
+
+    with torch.no_grad():
+        found = stage.validate([batch(0, 1, 2), batch(2, 3)])
+
+    def score(estimate: int, candidate: int) -> float:
+        direction = said[candidate] / said[candidate].norm()
+        return float((heard[estimate] * direction).sum())
+
+    def loss(*stimuli: int) -> float:
+        rows = [[score(e, c) for c in stimuli] for e in stimuli]
+        return sum(math.log(sum(math.exp(s) for s in row)) - row[i] for i, row in enumerate(rows))
+
+    assert found["loss"] == pytest.approx((loss(0, 1, 2) + loss(2, 3)) / 5, rel=1e-5)
+    hits = [max(range(4), key=lambda c: score(e, c)) == e for e in (0, 1, 2, 2, 3)]
+    assert found["top1"] == pytest.approx(sum(hits) / 5)
+    assert 0 < sum(hits) < 5, "an example that tells right from wrong"

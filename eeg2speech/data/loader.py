@@ -23,7 +23,7 @@ from eeg2speech.data.preprocessing import PreprocessingConfig, Scaler, baseline_
 from eeg2speech.data.splits import SPLITS, Finding, SplitConfig, audit, require_clean
 from eeg2speech.data.windows import Cut, WindowConfig, cut
 from eeg2speech.errors import UserError
-from eeg2speech.files import atomic_path, digest, write_atomically
+from eeg2speech.files import atomic_path, digest
 
 AT_ONCE = 8
 """Windows whose baseline is taken off together: few enough to stay in the processor's cache."""
@@ -318,14 +318,17 @@ def _fingerprint(
 
 def _write_tables(folder: Path, tables: Cut, findings: Sequence[Finding]) -> None:
     for name, table in (("stimuli", tables.stimuli), ("windows", tables.windows)):
-        path, content = folder / f"{name}.parquet", table.to_parquet(index=False)
-        if path.exists() and path.read_bytes() == content:
-            continue
-        with atomic_path(path) as partial_path:
-            partial_path.write_bytes(content)
+        _write_if_new(folder / f"{name}.parquet", table.to_parquet(index=False))
     verdict = {
         "passed": all(f.passed for f in findings),
         "dropped": tables.dropped,
         "findings": [asdict(f) for f in findings],
     }
-    write_atomically(folder / "audit.json", json.dumps(verdict, indent=1))
+    _write_if_new(folder / "audit.json", json.dumps(verdict, indent=1).encode())
+
+
+def _write_if_new(path: Path, content: bytes) -> None:
+    """Runs share these files: one that finds them as they should be does not take them from under another."""
+    if not path.exists() or path.read_bytes() != content:
+        with atomic_path(path) as partial:
+            partial.write_bytes(content)

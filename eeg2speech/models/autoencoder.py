@@ -6,7 +6,7 @@ import math
 from functools import partial
 
 import torch
-from diffusers import AutoencoderKL, ModelMixin
+from diffusers import AutoencoderKL, ModelMixin  # noqa: F401 - a saved pipeline looks for ModelMixin in this module
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 from pydantic import Field, model_validator
@@ -80,7 +80,7 @@ class AutoencoderConfig(Config):
         )
 
 
-class LinearSkipAutoencoder(AutoencoderKL, ModelMixin):  # a saved pipeline loads what has ModelMixin in its module
+class LinearSkipAutoencoder(AutoencoderKL):
     """An AutoencoderKL beside a linear one: each adds to what the other says, and the network starts at nothing.
 
     A network of normalised and rectified features takes thousands of steps to pass a patch through unchanged,

@@ -156,7 +156,7 @@ class Denoiser(ModelMixin, ConfigMixin):
         """
         frames = latent.shape[2]
         padded = -(-frames // self.multiple) * self.multiple
-        x = latent.to(self.unet.dtype)  # a prior's prediction is float32, whatever the UNet is
+        x = latent.to(self.unet.conv_in.weight.dtype)  # a prior's prediction is float32, whatever the UNet is
         if self.aligned:
             x = torch.cat([x, self.align(cond, frames).to(x)], dim=1)
         estimated = None

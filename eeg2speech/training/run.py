@@ -258,6 +258,7 @@ class _Trainer:
         )
         parts = (config.model.denoiser.model_dump(), config.model.schedule.model_dump())
         self.train(stage, training, *parts, self.depends["contrastive"], self.depends["autoencoder"], *start)
+        chosen = config.sampling.call_arguments()
         pipeline = EEG2SpeechPipeline(
             eeg_encoder=eeg_encoder,
             denoiser=denoiser,
@@ -267,13 +268,18 @@ class _Trainer:
             audio_encoder=audio_encoder,
             latent_frames=config.latent_frames,
             latent_bins=audio.N_MELS // config.model.autoencoder.downsampling,
-            **config.sampling.of_a_call(),
+            **chosen,
         )
         for module in (denoiser, eeg_encoder, audio_encoder, pipeline.vocoder):
             module.eval().requires_grad_(False)
         pipeline.set_progress_bar_config(disable=True)
         depends = digest(
-            [self.depends["diffusion"], config.model.vocoder.model_dump(mode="json"), config.sampling.model_dump()]
+            [
+                self.depends["diffusion"],
+                config.model.vocoder.model_dump(mode="json"),
+                config.sampling.model_dump(),
+                chosen,
+            ]
         )
         if not is_done(self.folder.pipeline, depends):
             with step(self.folder.pipeline, depends):
