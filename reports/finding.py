@@ -93,7 +93,20 @@ def _details(run: RunResult, unit: str, name: str, verdict: str) -> tuple[str, .
     if verdict == "none" and floor is not None and is_number(floor.minimum_detectable):
         least = difference(floor.minimum_detectable or 0.0, unit)
         lines.append(f"This design finds a gain of {least} with 80 % power; a smaller one may be there unseen.")
-    return tuple(lines)
+    return (*lines, *_overlap(run))
+
+
+def _overlap(run: RunResult) -> tuple[str, ...]:
+    """What clustering on stimulus does not know: that windows of continuous speech may share their sound."""
+    windows = run.config.get("windows") or {}
+    length, stride = windows.get("length_s"), windows.get("test_stride_s")
+    every = f", one every {stride:g} s" if is_number(stride) else ""
+    if not is_number(length) or not (every and stride < length or windows.get("placement") == "brainmagick"):
+        return ()
+    return (
+        f"Test windows overlap (each lasts {length:g} s{every}) and are not independent: intervals and p over stimuli "
+        "are too sure.",
+    )
 
 
 def _rival(c: Comparison, unit: str, name: str) -> str:

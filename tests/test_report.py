@@ -216,6 +216,20 @@ def test_the_null_run_reports_no_evidence(tmp_path: Path) -> None:
     assert find_out(run).verdict == "none"
 
 
+@pytest.mark.parametrize(
+    ("windows", "overlap"),
+    [
+        ({"length_s": 3.0, "test_stride_s": None}, False),
+        ({"length_s": 3.0, "test_stride_s": 3.0}, False),
+        ({"length_s": 3.0, "test_stride_s": 0.9}, True),
+        ({"length_s": 3.0, "test_stride_s": None, "placement": "brainmagick"}, True),
+    ],
+)
+def test_windows_that_share_their_sound_are_said_to(run: RunResult, windows: dict[str, object], overlap: bool) -> None:
+    found = find_out(run.model_copy(update={"config": run.config | {"windows": windows}}))
+    assert any("overlap" in line for line in found.details) == overlap
+
+
 def test_seeds_and_simulation_notes(run: RunResult) -> None:
     assert seeds_note(run).startswith("One training seed (0)")
     assert "Fewer than three" in seeds_note(run.model_copy(update={"training_seeds": [0, 1]}))
