@@ -99,9 +99,9 @@ def _details(run: RunResult, unit: str, name: str, verdict: str) -> tuple[str, .
 def _overlap(run: RunResult) -> tuple[str, ...]:
     """What clustering on stimulus does not know: that windows of continuous speech may share their sound."""
     windows = run.config.get("windows") or {}
-    length, stride = windows.get("length_s"), windows.get("test_stride_s")
-    every = f", one every {stride:g} s" if is_number(stride) else ""
-    if not is_number(length) or not (every and stride < length or windows.get("placement") == "brainmagick"):
+    length, stride = windows.get("length_s") or 0.0, windows.get("test_stride_s")
+    every = f", one every {stride:g} s" if stride and stride < length else ""
+    if not every and windows.get("placement") != "brainmagick":
         return ()
     return (
         f"Test windows overlap (each lasts {length:g} s{every}) and are not independent: intervals and p over stimuli "
