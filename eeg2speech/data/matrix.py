@@ -45,7 +45,7 @@ class MatrixStudyConfig(Config):
 
     name: Literal["matrix"] = "matrix"
     snr_db: float = Field(default=10.0, description="response over background, 1-40 Hz, on speech; -inf: no response")
-    n_sentences: int = Field(default=1000, ge=10)
+    n_sentences: int = Field(default=1000, ge=10, le=speech_corpus.MAX_SENTENCES)
     n_subjects: int = Field(default=4, ge=1)
     recordings_per_subject: int = Field(default=4, ge=1)
     sfreq: float = Field(default=128.0, gt=100.0, le=1000.0, description="Hz; above twice the 50 Hz line frequency")
