@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
@@ -80,13 +80,18 @@ class Stage(ABC):
         Called without gradients, in eval mode, with the averaged weights, on the first process
         alone (so it may not communicate), with the generators seeded alike each time.
         """
-        sums: dict[str, float] = {}
-        count = 0
-        for batch in batches:
-            for name, value in self.loss(batch).items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach()) * len(batch)
-            count += len(batch)
-        return {name: value / count for name, value in sums.items()}
+        return window_means((self.loss(batch), len(batch)) for batch in batches)
+
+
+def window_means(terms: Iterable[tuple[Mapping[str, Tensor], int]]) -> dict[str, float]:
+    """(terms of a batch, its windows) of every batch -> the mean of each term over all windows."""
+    sums: dict[str, float] = {}
+    count = 0
+    for values, n in terms:
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach()) * n
+        count += n
+    return {name: value / count for name, value in sums.items()}
 
 
 def train(

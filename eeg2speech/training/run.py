@@ -274,12 +274,7 @@ class _Trainer:
             module.eval().requires_grad_(False)
         pipeline.set_progress_bar_config(disable=True)
         depends = digest(
-            [
-                self.depends["diffusion"],
-                config.model.vocoder.model_dump(mode="json"),
-                config.sampling.model_dump(),
-                chosen,
-            ]
+            [self.depends["diffusion"], config.model.vocoder.model_dump(mode="json"), config.sampling.scheduler, chosen]
         )
         if not is_done(self.folder.pipeline, depends):
             with step(self.folder.pipeline, depends):

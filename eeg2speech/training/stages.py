@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin
@@ -15,7 +14,7 @@ from eeg2speech.models.autoencoder import encode, image_error, to_image
 from eeg2speech.models.denoiser import Denoiser
 from eeg2speech.models.layers import normalise_embedding
 from eeg2speech.models.prior import LatentPrior
-from eeg2speech.training.loop import Stage
+from eeg2speech.training.loop import Stage, window_means
 from eeg2speech.training.objectives import add_noise
 
 
@@ -91,21 +90,22 @@ class ContrastiveStage(Stage):
 
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Means of the terms of the loss over windows, and top-1 accuracy among all unique validation stimuli."""
-        sums: dict[str, float] = defaultdict(float)
         estimates, stimuli = [], []
         candidates: dict[int, Tensor] = {}
-        for batch in batches:
-            estimate, candidate = self._embedded(batch)
-            for name, value in self._terms(estimate, candidate, batch).items():
-                sums[name] += float(value) * len(batch)
-            estimates.append(estimate)
-            stimuli.append(batch.stimulus)
-            candidates.update(zip(batch.stimulus.tolist(), candidate, strict=True))
-        count = sum(map(len, stimuli))
+
+        def terms() -> Iterator[tuple[dict[str, Tensor], int]]:
+            for batch in batches:
+                estimate, candidate = self._embedded(batch)
+                estimates.append(estimate)
+                stimuli.append(batch.stimulus)
+                candidates.update(zip(batch.stimulus.tolist(), candidate, strict=True))
+                yield self._terms(estimate, candidate, batch), len(batch)
+
+        means = window_means(terms())
         unique = torch.tensor(sorted(candidates))
         scores = similarity(torch.cat(estimates), torch.stack([candidates[int(s)] for s in unique]))
         hit = unique[scores.argmax(dim=1).cpu()] == torch.cat(stimuli).cpu()
-        return {name: value / count for name, value in sums.items()} | {"top1": float(hit.float().mean())}
+        return means | {"top1": float(hit.float().mean())}
 
 
 class RegressionStage(Stage):
