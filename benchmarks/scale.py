@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -67,6 +66,7 @@ def run(root: Path, work: Path, cores: int) -> dict[str, Any]:
     """Seconds and memory of preparing the study from its files, then windows a second from the warm cache."""
     import torch
 
+    from eeg2speech import environment
     from eeg2speech.config import load
     from eeg2speech.data.loader import StudyData
 
@@ -81,7 +81,7 @@ def run(root: Path, work: Path, cores: int) -> dict[str, Any]:
     found = {
         "prepare_s": time.monotonic() - begun,
         "prepare_cpu_s": time.process_time() - worked,
-        "prepare_peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "prepare_peak_gb": (environment.peak_memory_gib() or 0.0) * 2**30 / 1e9,
         "recordings": len(data.eeg),
         "windows": len(data.windows),
     }

@@ -270,7 +270,8 @@ def _stage(folder: Path) -> StageSummary | None:
     if done is None:
         return None
     values = {key: done[key] for key in ("parameters", "steps", "wall_s")}
-    return StageSummary(name=folder.name, curve=read_metrics(folder), energy_j=done.get("energy_j"), **values)
+    values |= {key: done.get(key) for key in ("energy_j", "precision")}
+    return StageSummary(name=folder.name, curve=read_metrics(folder), **values)
 
 
 def _provenance(config: ExperimentConfig, folder: RunFolder, data: StudyData) -> dict[str, Any]:

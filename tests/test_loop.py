@@ -23,6 +23,7 @@ from eeg2speech.batch import Batch
 from eeg2speech.errors import UserError
 from eeg2speech.files import sha256
 from eeg2speech.runs import is_done, read_done
+from eeg2speech.training import processes
 from eeg2speech.training.log import read_metrics
 from eeg2speech.training.loop import Stage, StageConfig, train
 from eeg2speech.training.optim import learning_rate
@@ -318,7 +319,8 @@ def test_frozen_parts_stay_as_they_are(tmp_path: Path) -> None:
     assert int(teacher.num_batches_tracked) == 0
 
 
-def test_precision_is_each_stages_own(tmp_path: Path) -> None:
+def test_precision_is_each_stages_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "has_bfloat16", lambda device: True)
     dtypes: list[torch.dtype] = []
 
     class Watched(Regression):
@@ -330,9 +332,27 @@ def test_precision_is_each_stages_own(tmp_path: Path) -> None:
         stage, settings = Watched(nn.Linear(4, 1)), config(steps=1, mixed_precision=precision)
         train(stage, batch_at, lambda: [batch_at(0)], settings, tmp_path / f"{len(dtypes)}", "d", 0, progress=False)
     assert dtypes == [torch.float32] * 2 + [torch.bfloat16] * 2 + [torch.float32] * 2
+    assert read_done(tmp_path / "2")["precision"] == "bfloat16"
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="toy: mixed_precision fp16 needs a GPU"):
             train(stage, batch_at, validation, config(mixed_precision="fp16"), tmp_path / "h", "d", 0, progress=False)
+
+
+def test_a_processor_that_only_imitates_bfloat16_trains_in_float32_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(processes, "has_bfloat16", lambda device: False)
+    weights = []
+    for precision in ("no", "bf16"):
+        settings = config(steps=2, mixed_precision=precision)
+        torch.manual_seed(0)
+        train(Regression(nn.Linear(4, 1)), batch_at, validation, settings, tmp_path / precision, "d", 0, progress=False)
+        weights.append(load_file(tmp_path / precision / "weights.safetensors"))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert read_done(tmp_path / "bf16")["precision"] == "float32"
+    assert [r.getMessage() for r in caplog.records] == [
+        "stage toy: trained in float32, for this processor can only imitate bf16"
+    ]
 
 
 def test_channels_last_trains_to_the_same_weights(tmp_path: Path) -> None:

@@ -86,6 +86,22 @@ def test_finite_and_non_negative_with_fewer_samples_than_dimensions(n: int, m: i
     assert frechet_distance_of_samples(x, x) == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize("rank", [1, 7, 40])
+def test_covariances_without_full_rank(rank: int) -> None:
+    """By eigenvalues: tr (A B)^(1/2) is the sum of the roots of those of the product."""
+    rng = np.random.default_rng(rank)
+    a, b = rng.normal(size=(40, rank)), rng.normal(size=(40, 12)) * 1e-3
+    first, second, zero = a @ a.T, b @ b.T, np.zeros(40)
+    roots = np.sqrt(np.linalg.eigvals(first @ second).real.clip(min=0)).sum()
+    value = frechet_distance(zero, first, zero, second)
+    assert value == pytest.approx(np.trace(first) + np.trace(second) - 2 * roots, rel=1e-6)
+
+
+def test_a_covariance_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        frechet_distance(np.zeros(2), np.full((2, 2), np.nan), np.zeros(2), np.eye(2))
+
+
 def test_the_joint_span_keeps_the_distance() -> None:
     x, y = two_samples(12, 15, 100)
     a, b = joint_span(x, y)

@@ -26,7 +26,7 @@ from eeg2speech.training import checkpoint
 from eeg2speech.training.interrupts import deferred_signals
 from eeg2speech.training.log import METRICS, MetricsLog, progress_bar, remove_metrics
 from eeg2speech.training.optim import EMA, adamw, learning_rate
-from eeg2speech.training.processes import any_process, average_gradients, broadcast, make_accelerator, share
+from eeg2speech.training.processes import DTYPES, any_process, average_gradients, broadcast, make_accelerator, share
 
 WEIGHTS = "weights.safetensors"
 CHECKPOINT = "checkpoint"
@@ -300,6 +300,7 @@ class _Loop:
             checkpoint.save_tensors(self.folder / WEIGHTS, self.stage.modules.state_dict())
             parameters = sum(p.numel() for p in self.trained.values())
             facts = {"stage": self.stage.name, "steps": self.step, "wall_s": self.wall_s, "parameters": parameters}
+            facts["precision"] = DTYPES[self.accelerator.mixed_precision]
             facts["energy_j"] = self.energy.read() if self.energy is not None else None
             write_done(self.folder, self.depends, [WEIGHTS, METRICS], facts)
             checkpoint.remove(self.folder / CHECKPOINT)

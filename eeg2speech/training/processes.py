@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,26 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+logger = logging.getLogger(__name__)
+DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Of an Accelerator's `mixed_precision`."""
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether products in bfloat16 run on instructions of a device of this type ("cpu", "cuda", ...).
+
+    PyTorch imitates them on a CPU without (x86 below AVX-512), in ten times what float32 takes and more.
+    """
+    if device != "cpu":
+        return True
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def make_accelerator(mixed_precision: str, stage: str) -> Accelerator:
-    """An Accelerator of this precision. Raises UserError where the device does not have it."""
+    """An Accelerator of this precision; of float32, with a warning, where bf16 would only be imitated.
+
+    Raises UserError for fp16 on a CPU.
+    """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import GradientAccumulationPlugin
@@ -27,6 +46,9 @@ def make_accelerator(mixed_precision: str, stage: str) -> Accelerator:
     accelerator = Accelerator(mixed_precision=mixed_precision, gradient_accumulation_plugin=plugin)
     if mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError(f"stage {stage}: mixed_precision fp16 needs a GPU; use bf16 or no")
+    if mixed_precision == "bf16" and not has_bfloat16(accelerator.device.type):
+        logger.warning("stage %s: trained in float32, for this processor can only imitate bf16", stage)
+        return make_accelerator("no", stage)
     return accelerator
 
 

@@ -27,14 +27,25 @@ KILGOUR = "Kilgour et al., Interspeech 2019"
 def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
     """|mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)) of means (d,) and covariances (d, d).
 
-    The product's eigenvalues are those of the symmetric sigma1^(1/2) sigma2 sigma1^(1/2), hence real
-    and non-negative; rounding below zero is clamped, in them and in the result.
+    With sigma1 = R R^T the product's non-zero eigenvalues are those of the symmetric R^T sigma2 R, hence real and
+    non-negative; rounding below zero is clamped, in them and in the result. Raises ValueError where sigma1 or sigma2
+    has a value that is not finite.
     """
-    values, vectors = np.linalg.eigh(np.asarray(sigma1, dtype=np.float64))
-    root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
-    product = np.linalg.eigvalsh(root @ np.asarray(sigma2, dtype=np.float64) @ root)
+    root = _root(sigma1)
+    product = np.linalg.eigvalsh(root.T @ np.asarray_chkfinite(sigma2, dtype=np.float64) @ root)
     trace = float(np.trace(sigma1) + np.trace(sigma2) - 2 * np.sqrt(product.clip(min=0)).sum())
     return max(0.0, float(((mu1 - mu2) ** 2).sum()) + trace)
+
+
+def _root(sigma: np.ndarray) -> np.ndarray:
+    """(d, d) positive semi-definite -> R (d, r) with sigma = R R^T, r its rank: the Cholesky factor with pivots
+    (LAPACK's pstrf), which stops where nothing is left but rounding, in a tenth of the time of eigenvectors."""
+    from scipy.linalg.lapack import dpstrf
+
+    factor, pivots, rank, _ = dpstrf(np.asarray_chkfinite(sigma, dtype=np.float64), lower=1)
+    root = np.empty((len(sigma), rank))
+    root[pivots - 1] = np.tril(factor)[:, :rank]
+    return root
 
 
 def frechet_distance_of_samples(x: np.ndarray, y: np.ndarray) -> float:
