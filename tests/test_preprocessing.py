@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from data_fixture import recording, sounds
 from scipy.signal import resample_poly
 
@@ -157,8 +156,8 @@ def test_filter_edge_covers_what_a_sample_reaches() -> None:
 
 
 def test_baseline_and_clamp_by_hand() -> None:
-    eeg = torch.tensor([[[1.0, 3.0, 4.0, 90.0, -90.0]], [[0.0, 6.0, 4.0, 5.0, 6.0]], [[0.0, 0.0, 4.0, 5.0, 6.0]]])
-    out = baseline_and_clamp(eeg, 2, torch.tensor([2, 1, 0]), clamp=20.0)
+    eeg = np.array([[[1.0, 3.0, 4.0, 90.0, -90.0]], [[0.0, 6.0, 4.0, 5.0, 6.0]], [[0.0, 0.0, 4.0, 5.0, 6.0]]])
+    out = baseline_and_clamp(eeg, 2, np.array([2, 1, 0]), clamp=20.0)
     assert out.tolist() == [[[2.0, 20.0, -20.0]], [[-2.0, -1.0, 0.0]], [[4.0, 5.0, 6.0]]]
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from eeg2speech.files import atomic_path, digest
 
 AT_ONCE = 8
 """Windows whose baseline is taken off together: few enough to stay in the processor's cache."""
+WORKERS = min(4, os.cpu_count() or 1)
+"""Threads that share a batch: most of its time is copying, which holds no lock."""
 UNSEEN_SUBJECT = -1
 """`Batch.subject` of a listener who is not among the training subjects."""
 
@@ -184,36 +188,42 @@ class StudyData:
     def batch(self, rows: np.ndarray, starts: np.ndarray | None = None) -> Batch:
         """The windows of these rows, in this order; with `starts`, what their recordings hold from there on instead."""
         columns, rows = self._columns, np.asarray(rows)
-        n_before, n_mean = self.preprocessing.baseline
         starts = columns.start[rows] if starts is None else np.asarray(starts)
-        available = np.minimum(n_before, starts)
-        recordings = columns.recording[rows]
-        eeg = torch.empty(len(rows), self.n_channels, self.n_times)
-        for first in range(0, len(rows), AT_ONCE):
-            part = slice(first, first + AT_ONCE)
-            known = self._known(recordings[part], starts[part], available[part], n_before)
-            baseline_and_clamp(
-                torch.from_numpy(known),
-                n_before,
-                torch.from_numpy(available[part]),
-                self.preprocessing.clamp,
-                n_mean,
-                out=eeg[part],
-            )
-        stimulus = columns.stimulus[rows]
+        recordings, stimulus = columns.recording[rows], columns.stimulus[rows]
+        eeg = np.empty((len(rows), self.n_channels, self.n_times), dtype=np.float32)
+        features = np.empty((len(rows), *self.features.features.shape[1:]), dtype=np.float32)
+
+        def fill(part: slice) -> None:
+            self._fill(eeg[part], recordings[part], starts[part])
+            self.features.features.take(stimulus[part], axis=0, out=features[part], mode="clip")
+
+        each = -(-len(rows) // WORKERS)
+        list(_workers().map(fill, (slice(first, first + each) for first in range(0, len(rows), each))))
         return Batch(
-            eeg=eeg,
+            eeg=torch.from_numpy(eeg),
             positions=torch.from_numpy(columns.positions[recordings]),
             subject=torch.from_numpy(columns.subject[rows]),
             stimulus=torch.from_numpy(stimulus),
-            features=torch.from_numpy(self.features.features[stimulus]),
+            features=torch.from_numpy(features),
             text=tuple(columns.text[rows]),
             speech=None if self.features.speech is None else torch.from_numpy(self.features.speech[stimulus]),
         )
 
-    def _known(self, recordings: np.ndarray, starts: np.ndarray, available: np.ndarray, n_before: int) -> np.ndarray:
-        """(n, C, n_before + T): slices of the recordings; 0 before their beginning and in channels that they lack."""
-        out = np.empty((len(recordings), self.n_channels, n_before + self.n_times), dtype=np.float32)
+    def _fill(self, eeg: np.ndarray, recordings: np.ndarray, starts: np.ndarray) -> None:
+        """Windows into `eeg` (n, C, T), a few at a time through one buffer."""
+        n_before, n_mean = self.preprocessing.baseline
+        known = np.empty((AT_ONCE, self.n_channels, n_before + self.n_times), dtype=np.float32)
+        for first in range(0, len(eeg), AT_ONCE):
+            out, start = eeg[first : first + AT_ONCE], starts[first : first + AT_ONCE]
+            available = np.minimum(n_before, start)
+            self._read(known[: len(out)], recordings[first : first + AT_ONCE], start, available, n_before)
+            baseline_and_clamp(known[: len(out)], n_before, available, self.preprocessing.clamp, n_mean, out)
+
+    def _read(
+        self, out: np.ndarray, recordings: np.ndarray, starts: np.ndarray, available: np.ndarray, n_before: int
+    ) -> None:
+        """Slices of the recordings into `out` (n, C, n_before + T); 0 before their beginning and in channels that they
+        lack."""
         for window, recording, start, before in zip(
             out, recordings.tolist(), starts.tolist(), available.tolist(), strict=True
         ):
@@ -221,7 +231,6 @@ class StudyData:
             if before < n_before or len(source) < self.n_channels:
                 window.fill(0.0)
             window[where, n_before - before :] = source[:, start - before : start + self.n_times]
-        return out
 
     def facts(self) -> dict[str, Any]:
         """What a report says about the data: plain values only."""
@@ -260,6 +269,11 @@ class StudyData:
     @cached_property
     def _columns(self) -> _Columns:
         return _Columns.of(self)
+
+
+@lru_cache
+def _workers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(WORKERS, "windows")
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from eeg2speech.data.base import EEGSource, Recording
 from eeg2speech.errors import UserError
@@ -268,13 +266,13 @@ def _scale(recording: Recording, eeg: np.ndarray, scaler: Scaler) -> None:
 
 
 def baseline_and_clamp(
-    eeg: Tensor,
+    eeg: np.ndarray,
     n_before: int,
-    available: Tensor,
+    available: np.ndarray,
     clamp: float,
     n_mean: int | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
+    out: np.ndarray | None = None,
+) -> np.ndarray:
     """(B, C, n_before + T) -> (B, C, T): each window less the mean of its first `n_mean` samples, clamped.
 
     `n_mean`: by default all that precedes the window. `available` (B,) int: how many of the first
@@ -282,7 +280,7 @@ def baseline_and_clamp(
     of the `n_mean` is available nothing is subtracted. `out` (B, C, T) takes the result, where given.
     """
     n_mean = n_before if n_mean is None else n_mean
-    lacking = n_before - available
-    count = (n_mean - lacking).clamp(min=1).to(eeg.dtype)[:, None, None]
-    mean = eeg[..., :n_mean].sum(dim=-1, keepdim=True) / count
-    return torch.sub(eeg[..., n_before:], mean, out=out).clamp_(-clamp, clamp)
+    count = np.maximum(n_mean - (n_before - available), 1).astype(eeg.dtype)[:, None, None]
+    mean = np.einsum("bct->bc", eeg[..., :n_mean])[..., None] / count
+    out = np.subtract(eeg[..., n_before:], mean, out=out)
+    return np.clip(out, -clamp, clamp, out=out)
