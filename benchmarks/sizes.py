@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 import torch
@@ -16,6 +16,10 @@ from benchmarks import device
 from eeg2speech import config as experiments
 from eeg2speech.config import ModelConfig
 from eeg2speech.schema import Config
+from eeg2speech.training.processes import has_bfloat16
+
+if TYPE_CHECKING:
+    from _pytest.mark import ParameterSet
 
 ROOT = Path(__file__).parents[1]
 
@@ -132,18 +136,33 @@ class Lever:
     checkpointing: bool = False
     """Activations of the denoiser computed again in the backward pass."""
 
+    @property
+    def param(self) -> ParameterSet:
+        """For `pytest.mark.parametrize`: skipped by name where the device would only imitate the precision."""
+        absent = self.dtype == torch.bfloat16 and not BFLOAT16
+        marks = [pytest.mark.skip(reason="this processor has no bfloat16")] if absent else []
+        return pytest.param(self, id=self.name, marks=marks)
 
+    def with_(self, **changes: bool) -> Lever:
+        """This one and another: `FAST.with_(compile=True)`."""
+        names = (f"{'+' if value else '-'}{name}" for name, value in changes.items())
+        return replace(self, name=self.name + "".join(names), **changes)
+
+
+BFLOAT16 = has_bfloat16(device.DEVICE.type)
 FLOAT32 = Lever("float32")
-FAST = Lever("bfloat16+channels_last", torch.bfloat16, channels_last=True)
+CHANNELS_LAST = Lever("channels_last", channels_last=True)
+HALF = Lever("bfloat16", torch.bfloat16)
+FAST = HALF.with_(channels_last=True) if BFLOAT16 else CHANNELS_LAST
 """What is recommended."""
 LEVERS = (
     FLOAT32,
-    Lever("channels_last", channels_last=True),
-    Lever("bfloat16", torch.bfloat16),
-    FAST,
-    Lever("bfloat16+channels_last+compile", torch.bfloat16, channels_last=True, compile=True),
-    Lever("bfloat16+channels_last-sdpa", torch.bfloat16, channels_last=True, sdpa=False),
-    Lever("bfloat16+channels_last+checkpointing", torch.bfloat16, channels_last=True, checkpointing=True),
+    CHANNELS_LAST,
+    HALF,
+    HALF.with_(channels_last=True),
+    FAST.with_(compile=True),
+    FAST.with_(sdpa=False),
+    FAST.with_(checkpointing=True),
 )
 
 
@@ -156,7 +175,7 @@ def each_shape(largest_training_batch_above: int = 0) -> list:
 def each_lever(of: Literal["forward", "training"]) -> list:
     """(shape, lever)"""
     return [
-        pytest.param(shape, lever, id=f"{name}-{lever.name}")
+        pytest.param(shape, lever, id=f"{name}-{lever.name}", marks=lever.param.marks)
         for name, shape in SIZES.shapes.items()
         for lever in LEVERS
         if (of in shape.compile or not lever.compile)

@@ -10,10 +10,8 @@ import torch
 from benchmarks.device import DEVICE
 from benchmarks.measure import Measure, count_flops
 from benchmarks.modules import Made, loss_and_gradients, training_step
-from benchmarks.sizes import FLOAT32, SIZES, Lever, Shape, each_shape
+from benchmarks.sizes import FLOAT32, HALF, SIZES, Lever, Shape, each_shape
 from eeg2speech import audio
-
-AUTOCAST = Lever("bfloat16", torch.bfloat16)
 
 
 @pytest.mark.parametrize("shape", each_shape())
@@ -37,7 +35,7 @@ def test_eeg_encoder(measure: Measure, shape: Shape) -> None:
     assert out.shape == made.cond(size).shape
 
 
-@pytest.mark.parametrize("lever", [FLOAT32, AUTOCAST], ids=lambda lever: lever.name)
+@pytest.mark.parametrize("lever", [FLOAT32.param, HALF.param])
 @pytest.mark.parametrize("shape", each_shape())
 def test_contrastive_step(measure: Measure, shape: Shape, lever: Lever, tmp_path: Path) -> None:
     made, size = Made(shape), shape.contrastive_batch

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from benchmarks.device import DEVICE
 from benchmarks.measure import Comparison, Measure
 from benchmarks.modules import Made, training_step
-from benchmarks.sizes import FAST, SIZES, Lever
+from benchmarks.sizes import FAST, SIZES
 from eeg2speech.batch import Batch
 from eeg2speech.importers.audioldm import read
 from eeg2speech.models.denoiser import Denoiser
@@ -70,7 +70,7 @@ def original_step(unet: nn.Module, step: Step) -> Callable[[], None]:
 
 @pytest.mark.slow
 def test_training_step(measure: Measure, tmp_path: Path) -> None:
-    """Five pairs; ours as recommended (bfloat16, channels_last; compiled on a GPU), clipped and averaged."""
+    """Five pairs; ours as recommended (and compiled on a GPU), clipped and averaged."""
     checkout = os.environ.get("AUDIOLDM_CHECKOUT")
     if not checkout:
         pytest.skip("AUDIOLDM_CHECKOUT names no checkout of github.com/haoheliu/AudioLDM-training-finetuning")
@@ -96,7 +96,7 @@ def test_training_step(measure: Measure, tmp_path: Path) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
     gpu = DEVICE.type == "cuda"
-    lever = Lever(f"{FAST.name}+compile", FAST.dtype, channels_last=True, compile=True) if gpu else FAST
+    lever = FAST.with_(compile=True) if gpu else FAST
     measure.pairs(
         training_step(Denoising(ours, step), made.batch(size), lever, tmp_path),
         original_step(theirs, step),

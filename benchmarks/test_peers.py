@@ -18,7 +18,7 @@ NAME = f"generating one clip of {SHAPE.clip_s} s, {SIZES.whole}, 10 steps: diffu
 
 
 def test_ours_with_hifigan(measure: Measure) -> None:
-    """The same vocoder as the peer's, and its number of steps; no guidance, bfloat16, channels_last."""
+    """The same vocoder as the peer's, and its number of steps; no guidance, networks as `FAST` runs them."""
     made = Made(SHAPE)
     pipeline, batch = half(made.pipeline("dpmsolver++")), made.batch(1)
     pipeline.register_modules(vocoder=hifigan())

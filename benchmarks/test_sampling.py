@@ -32,7 +32,7 @@ def test_sampler(measure: Measure, shape: Shape, sampler: Sampler) -> None:
 
 @pytest.mark.parametrize(("shape", "batch"), each_batch("forward"))
 def test_eeg_to_waveform(measure: Measure, shape: Shape, batch: int) -> None:
-    """As recommended: DPM-Solver++ with 10 steps, no guidance, UNet and autoencoder in bfloat16 and channels_last."""
+    """As recommended: DPM-Solver++ with 10 steps, no guidance, UNet and autoencoder as `FAST` runs them."""
     is_whole = batch == 1 and shape == SIZES.shapes[SIZES.whole]
     whole(measure, shape, batch, FAST, "dpmsolver++", 10, Comparison(WHOLE, "ours", 20) if is_whole else None)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks.device import DEVICE
 from benchmarks.measure import Measure, count_flops
 from benchmarks.modules import Made, hifigan
-from benchmarks.sizes import SIZES, Shape, each_batch
+from benchmarks.sizes import FLOAT32, HALF, SIZES, Lever, Shape, each_batch
 from eeg2speech.models.vocoder import GriffinLimVocoder
 
 
@@ -31,18 +31,18 @@ def test_griffin_lim(measure: Measure, shape: Shape, batch: int) -> None:
     assert out.isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("lever", [FLOAT32.param, HALF.param])
 @torch.no_grad()
-def test_hifigan(measure: Measure, dtype: torch.dtype) -> None:
+def test_hifigan(measure: Measure, lever: Lever) -> None:
     shape, vocoder = SIZES.shapes[SIZES.whole], hifigan()
     mel = log_mel(shape, 1)
     flops = count_flops(("hifigan", shape.clip_s), lambda: vocoder(mel))
-    vocoder.to(dtype)
-    mel = mel.to(dtype)
+    vocoder.to(lever.dtype)
+    mel = mel.to(lever.dtype)
     measure(
         lambda: vocoder(mel),
         unit="clip",
-        dtype=dtype,
+        dtype=lever.dtype,
         flops=flops,
         signal_s=shape.clip_s,
         batch=1,

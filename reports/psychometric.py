@@ -164,7 +164,7 @@ def verdict(one: ExperimentSeries) -> str:
     """What a series says about the instrument, in one sentence."""
     low, high = (f"{100 * bound:.1f}" for bound in one.ci)
     share = (
-        f"{one.significant} of {one.n} experiments are significant ({100 * one.rate:.1f} %, 95 % CI {low} to {high})"
+        f"{one.significant} of {one.n:,} experiments are significant ({100 * one.rate:.1f} %, 95 % CI {low} to {high})"
     )
     expected = f"{100 * one.expected:.1f} %"
     if one.ci[0] <= one.expected <= one.ci[1]:

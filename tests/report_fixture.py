@@ -272,7 +272,14 @@ def _stages() -> list[StageSummary]:
 
     sizes = {"autoencoder": 1.2e6, "contrastive": 4.3e6, "regression": 2.1e6, "diffusion": 11.7e6}
     return [
-        StageSummary(name=name, parameters=int(n), steps=600, wall_s=120.0 + 40 * i, curve=curve(0.1 * (i + 1), 2.0))
+        StageSummary(
+            name=name,
+            parameters=int(n),
+            steps=600,
+            wall_s=120.0 + 40 * i,
+            precision="float32",
+            curve=curve(0.1 * (i + 1), 2.0),
+        )
         for i, (name, n) in enumerate(sizes.items())
     ]
 
