@@ -214,6 +214,15 @@ def require_alike(name: str, runs: Sequence[RunResult]) -> None:
             )
         if run.study != runs[0].study:
             raise UserError(f"{name}: {runs[0].name} and {run.name} are of two studies, and are not averaged")
+        if _precision(run) != _precision(runs[0]):
+            raise UserError(
+                f"{name}: {runs[0].name} and {run.name} were trained in different precision, as their machines have "
+                "it, and are not averaged; train them on machines alike, or with mixed_precision: no"
+            )
+
+
+def _precision(run: RunResult) -> dict[str, str | None]:
+    return {stage.name: stage.precision for stage in run.stages}
 
 
 def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class StageSummary(Config):
     parameters: int
     steps: int
     wall_s: float
-    energy_j: float | None = Field(default=None, description="of the machine meanwhile; None where it is not readable")
+    energy_j: float | None = Field(default=None, description="of the machine meanwhile; None where it was not measured")
     precision: str | None = Field(default=None, description="of its products: what the device has of what was asked")
     curve: list[dict[str, float]] = Field(description="rows of the stage's metrics log: step and values")
 

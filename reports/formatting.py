@@ -97,7 +97,7 @@ def duration(seconds: float) -> str:
 
 def energy(joules: float | None) -> str:
     """Watt hours, of which a stage on one machine takes between 1 and some thousands."""
-    return f"{joules / 3600:,.3g} Wh" if joules is not None and is_number(joules) else "not readable"
+    return f"{joules / 3600:,.3g} Wh" if joules is not None and is_number(joules) else "not measured"
 
 
 def short(value: str) -> str:

@@ -17,7 +17,7 @@ from eeg2speech.errors import UserError
 from eeg2speech.training import run as training
 from eval import __main__ as command
 from eval.ablation import KEYS, AblationConfig, ablate, experiments, over_seeds, read, tabulate
-from eval.results import Comparison, Endpoint, MetricResult, RunResult
+from eval.results import Comparison, Endpoint, MetricResult, RunResult, StageSummary
 from tests.toy_fixture import VALUES, toy_data
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +123,16 @@ def test_different_configurations_are_never_averaged() -> None:
         tabulate({"plain": [result(0, 0.4), other]})
     with pytest.raises(UserError, match="two studies"):
         tabulate({"plain": [result(0, 0.4), result(1, 0.5).model_copy(update={"study": "folder"})]})
+
+
+def test_different_precisions_are_never_averaged() -> None:
+    def trained(seed: int, precision: str) -> RunResult:
+        stage = StageSummary(name="diffusion", parameters=1, steps=1, wall_s=1.0, precision=precision, curve=[])
+        return result(seed, 0.4).model_copy(update={"stages": [stage]})
+
+    tabulate({"plain": [trained(0, "float32"), trained(1, "float32")]})
+    with pytest.raises(UserError, match="run0 and run1 were trained in different precision"):
+        tabulate({"plain": [trained(0, "float32"), trained(1, "bfloat16")]})
 
 
 def test_a_seed_counts_once() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +93,25 @@ def test_what_a_window_is_does_not_depend_on_what_is_served_with_it(tmp_path: Pa
         before = min(60, start)
         known[i, :, 60 - before :] = eeg[:, start - before : start + data.n_times]
     np.testing.assert_array_equal(served, baseline_and_clamp(known, 60, np.minimum(60, starts), 20.0))
+
+
+def test_no_windows_and_windows_in_a_forked_process(tmp_path: Path) -> None:
+    data = load(sentence_study(tmp_path), tmp_path / "cache")
+    assert data.batch(np.zeros(0, dtype=np.int64)).eeg.shape == (0, data.n_channels, data.n_times)
+    first = data.batch(np.arange(3)).eeg  # the threads of this process run
+    with ProcessPoolExecutor(1, get_context("fork")) as pool:
+        np.testing.assert_array_equal(pool.submit(_eeg, data, 3).result(timeout=30), first)
+
+
+def _eeg(data: StudyData, n: int) -> np.ndarray:
+    return data.batch(np.arange(n)).eeg.numpy()
+
+
+def test_a_stimulus_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    data = load(sentence_study(tmp_path), tmp_path / "cache")
+    wrong = replace(data, windows=data.windows.assign(stimulus=10**6))
+    with pytest.raises(ValueError, match="names a stimulus that is not there"):
+        wrong.batch(np.arange(2))
 
 
 def test_speech_of_a_window_is_the_file_s(tmp_path: Path) -> None:

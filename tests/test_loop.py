@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,7 +140,10 @@ def test_learning_rate_has_its_corners() -> None:
         {"gradient_accumulation": 3, "mixed_precision": "bf16"},
     ],
 )
-def test_interrupted_training_equals_uninterrupted(tmp_path: Path, values: dict[str, object]) -> None:
+def test_interrupted_training_equals_uninterrupted(
+    tmp_path: Path, values: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "has_bfloat16", lambda device: True)
     settings = config(log_every=2, validate_every=2, warmup_steps=2, **values)
     parts = settings.gradient_accumulation
     train(Regression(noisy_network()), batch_at, validation, settings, tmp_path / "whole", "d", 5, progress=False)
@@ -353,6 +357,22 @@ def test_a_processor_that_only_imitates_bfloat16_trains_in_float32_and_says_so(
     assert [r.getMessage() for r in caplog.records] == [
         "stage toy: trained in float32, for this processor can only imitate bf16"
     ]
+
+
+def test_a_training_that_went_on_in_another_precision_says_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(index: int) -> Batch:
+        if index == 1:
+            signal.raise_signal(signal.SIGINT)
+        return batch_at(index)
+
+    settings = config(steps=4, mixed_precision="bf16")
+    for runs, batches in ((True, interrupted), (False, batch_at)):
+        monkeypatch.setattr(processes, "has_bfloat16", lambda device, runs=runs: runs)
+        with pytest.raises(KeyboardInterrupt) if runs else nullcontext():
+            train(Regression(nn.Linear(4, 1)), batches, validation, settings, tmp_path, "d", 0, progress=False)
+    assert read_done(tmp_path)["precision"] == "bfloat16 and float32"
 
 
 def test_channels_last_trains_to_the_same_weights(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from eeg2speech.config import NoiseScheduleConfig
 from eeg2speech.models.autoencoder import encode
 from eeg2speech.models.denoiser import Denoiser, DenoiserConfig
 from eeg2speech.models.schedule import FlowScheduleConfig, noise_scheduler
+from eeg2speech.training import processes
 from eeg2speech.training.loop import StageConfig, train
 from eeg2speech.training.objectives import add_noise
 from eeg2speech.training.stages import AutoencoderStage, ContrastiveStage, DiffusionStage
@@ -310,8 +311,12 @@ def autoencoder_stage() -> AutoencoderStage:
 @pytest.mark.parametrize("make", [tiny_stage, autoencoder_stage], ids=["denoiser", "autoencoder"])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_checkpointed_gradients_are_the_same_from_fewer_activations(
-    make: Callable[[], DiffusionStage | AutoencoderStage], precision: str, tmp_path: Path
+    make: Callable[[], DiffusionStage | AutoencoderStage],
+    precision: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(processes, "has_bfloat16", lambda device: True)
     weights, calls, kept = [], [], []
     for on in (False, True):
         stage = make()

@@ -195,9 +195,11 @@ class StudyData:
 
         def fill(part: slice) -> None:
             self._fill(eeg[part], recordings[part], starts[part])
-            self.features.features.take(stimulus[part], axis=0, out=features[part], mode="clip")
+            self.features.features.take(
+                stimulus[part], axis=0, out=features[part], mode="clip"
+            )  # else through a buffer
 
-        each = -(-len(rows) // WORKERS)
+        each = max(1, -(-len(rows) // WORKERS))
         list(_workers().map(fill, (slice(first, first + each) for first in range(0, len(rows), each))))
         return Batch(
             eeg=torch.from_numpy(eeg),
@@ -276,6 +278,10 @@ def _workers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(WORKERS, "windows")
 
 
+if hasattr(os, "register_at_fork"):  # a forked process has none of these threads: it makes its own
+    os.register_at_fork(after_in_child=_workers.cache_clear)
+
+
 @dataclass(frozen=True)
 class _Columns:
     """The window table as arrays: a batch must not touch a DataFrame."""
@@ -296,10 +302,13 @@ class _Columns:
         number = {name: i for i, name in enumerate(names)}
         subject = {name: i for i, name in enumerate(data.subjects)}
         everything = np.arange(data.n_channels)
+        stimulus = data.windows["stimulus"].to_numpy(np.int64)
+        if len(stimulus) and not 0 <= stimulus.min() <= stimulus.max() < len(data.features.features):
+            raise ValueError("a window names a stimulus that is not there")
         return cls(
             recording=data.windows["recording"].map(number).to_numpy(np.int64),
             start=data.preprocessing.slice_start(data.windows["onset_s"].to_numpy(float)),
-            stimulus=data.windows["stimulus"].to_numpy(np.int64),
+            stimulus=stimulus,
             subject=np.array([subject.get(s, UNSEEN_SUBJECT) for s in data.windows["subject"]], dtype=np.int64),
             text=data.windows["text"].to_numpy(object),
             sources=[

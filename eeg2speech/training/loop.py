@@ -166,6 +166,7 @@ class _Loop:
         self.step = 0
         self.sums: dict[str, Tensor] = {}  # over the steps since the last row of the log
         self.summed = 0
+        self.precisions = {DTYPES[self.accelerator.mixed_precision]}
         self.begun_s = time.monotonic()
         self.energy: EnergyMeter | None = EnergyMeter()
         self.log = MetricsLog(folder, enabled=self.is_main)
@@ -188,6 +189,7 @@ class _Loop:
         self.step, self.summed = found.step, found.scalars["summed"]
         self.sums = {name: torch.tensor(value, device=self.device) for name, value in found.scalars["sums"].items()}
         self.begun_s -= found.scalars["wall_s"]
+        self.precisions |= set(found.scalars["precisions"])
         self.energy = None  # what was used before the interruption is not known
         self.log.keep_until(self.step)
 
@@ -197,6 +199,7 @@ class _Loop:
             scaler = self.accelerator.scaler
             scalars = {
                 "wall_s": self.wall_s,
+                "precisions": sorted(self.precisions),
                 "summed": self.summed,
                 "sums": {name: float(value) for name, value in self.sums.items()},
                 "scaler": scaler.state_dict() if scaler is not None else None,
@@ -300,7 +303,7 @@ class _Loop:
             checkpoint.save_tensors(self.folder / WEIGHTS, self.stage.modules.state_dict())
             parameters = sum(p.numel() for p in self.trained.values())
             facts = {"stage": self.stage.name, "steps": self.step, "wall_s": self.wall_s, "parameters": parameters}
-            facts["precision"] = DTYPES[self.accelerator.mixed_precision]
+            facts["precision"] = " and ".join(sorted(self.precisions))
             facts["energy_j"] = self.energy.read() if self.energy is not None else None
             write_done(self.folder, self.depends, [WEIGHTS, METRICS], facts)
             checkpoint.remove(self.folder / CHECKPOINT)

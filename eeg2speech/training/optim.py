@@ -14,7 +14,8 @@ def adamw(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> torch.
     """AdamW (Loshchilov and Hutter 2019), betas (.9, .999); only matrices and kernels decay.
 
     Biases and the gains of norms (one dimension) do not: shrinking them regularises nothing. The
-    learning rate is set at each step. Fused: one pass over the memory, a quarter of the plain loop's time on a CPU.
+    learning rate is set at each step. Fused: one pass over the memory, a quarter of the plain
+    loop's time on a CPU; gradients must lie in memory as their parameters do, as autograd's do.
     """
     decayed = [p for p in parameters.values() if p.ndim >= 2]
     others = [p for p in parameters.values() if p.ndim < 2]

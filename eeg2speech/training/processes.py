@@ -23,10 +23,12 @@ DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def has_bfloat16(device: str) -> bool:
-    """Whether products in bfloat16 run on instructions of a device of this type ("cpu", "cuda", ...).
+    """Whether products in bfloat16 are worth it on a device of this type ("cpu", "cuda", ...).
 
-    PyTorch imitates them on a CPU without (x86 below AVX-512), in ten times what float32 takes and more.
+    PyTorch imitates them on x86 below AVX-512, in ten times what float32 takes and more, and on GPUs before Ampere.
     """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     if device != "cpu":
         return True
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

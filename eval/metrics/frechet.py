@@ -39,7 +39,7 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma
 
 def _root(sigma: np.ndarray) -> np.ndarray:
     """(d, d) positive semi-definite -> R (d, r) with sigma = R R^T, r its rank: the Cholesky factor with pivots
-    (LAPACK's pstrf), which stops where nothing is left but rounding, in a tenth of the time of eigenvectors."""
+    (LAPACK's pstrf), which stops where nothing is left but rounding, in a fraction of the time of eigenvectors."""
     from scipy.linalg.lapack import dpstrf
 
     factor, pivots, rank, _ = dpstrf(np.asarray_chkfinite(sigma, dtype=np.float64), lower=1)
