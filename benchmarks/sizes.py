@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -44,6 +45,11 @@ class Shape(Config):
         default=(), description="where torch.compile is among the levers: its first call takes a minute"
     )
     samplers: tuple[Sampler, ...] = Field(description="at the largest of `batches`")
+    slow: bool = Field(default=False, description="only for `nox -s bench`, not for `pytest --benchmark-only`")
+
+    @property
+    def marks(self) -> list[pytest.MarkDecorator]:
+        return [pytest.mark.slow] if self.slow else []
 
     @model_validator(mode="before")
     @classmethod
@@ -117,6 +123,13 @@ def load() -> Sizes:
 SIZES = load()
 
 
+def of_whole(test: Callable) -> Callable:
+    """Marks a test of the shape SIZES.whole."""
+    for mark in SIZES.shapes[SIZES.whole].marks:
+        test = mark(test)
+    return test
+
+
 def clip_numbers() -> list:
     """Of the comparison of a whole evaluation: those after the first take minutes."""
     first, *more = SIZES.evaluation_clips
@@ -169,13 +182,17 @@ LEVERS = (
 def each_shape(largest_training_batch_above: int = 0) -> list:
     """(shape,)"""
     shapes = SIZES.shapes.items()
-    return [pytest.param(s, id=name) for name, s in shapes if max(s.training_batches) > largest_training_batch_above]
+    return [
+        pytest.param(s, id=name, marks=s.marks)
+        for name, s in shapes
+        if max(s.training_batches) > largest_training_batch_above
+    ]
 
 
 def each_lever(of: Literal["forward", "training"]) -> list:
     """(shape, lever)"""
     return [
-        pytest.param(shape, lever, id=f"{name}-{lever.name}", marks=lever.param.marks)
+        pytest.param(shape, lever, id=f"{name}-{lever.name}", marks=[*lever.param.marks, *shape.marks])
         for name, shape in SIZES.shapes.items()
         for lever in LEVERS
         if (of in shape.compile or not lever.compile)
@@ -188,7 +205,7 @@ def each_batch(of: Literal["forward", "training"], largest: bool = True) -> list
     """(shape, batch)"""
     batches = {name: s.batches if of == "forward" else s.training_batches for name, s in SIZES.shapes.items()}
     return [
-        pytest.param(shape, batch, id=f"{name}-batch{batch}")
+        pytest.param(shape, batch, id=f"{name}-batch{batch}", marks=shape.marks)
         for name, shape in SIZES.shapes.items()
         for batch in batches[name]
         if largest or batch < max(batches[name])
@@ -198,7 +215,9 @@ def each_batch(of: Literal["forward", "training"], largest: bool = True) -> list
 def each_sampler() -> list:
     """(shape, sampler)"""
     return [
-        pytest.param(shape, x, id=f"{name}-{x.scheduler}-{x.num_inference_steps}-guidance{x.guidance_scale:g}")
+        pytest.param(
+            shape, x, id=f"{name}-{x.scheduler}-{x.num_inference_steps}-guidance{x.guidance_scale:g}", marks=shape.marks
+        )
         for name, shape in SIZES.shapes.items()
         for x in shape.samplers
     ]

@@ -10,13 +10,14 @@ from torch import nn
 from benchmarks.device import DEVICE
 from benchmarks.measure import Comparison, Measure
 from benchmarks.modules import Made, half, hifigan, ready, speak
-from benchmarks.sizes import FAST, SIZES
+from benchmarks.sizes import FAST, SIZES, of_whole
 from eeg2speech.audio import SAMPLE_RATE
 
 SHAPE = SIZES.shapes[SIZES.whole]
 NAME = f"generating one clip of {SHAPE.clip_s} s, {SIZES.whole}, 10 steps: diffusers' AudioLDM pipeline / ours"
 
 
+@of_whole
 def test_ours_with_hifigan(measure: Measure) -> None:
     """The same vocoder as the peer's, and its number of steps; no guidance, networks as `FAST` runs them."""
     made = Made(SHAPE)
@@ -33,6 +34,7 @@ def test_ours_with_hifigan(measure: Measure) -> None:
     )
 
 
+@of_whole
 def test_audioldm_pipeline_of_diffusers(measure: Measure) -> None:
     """At its defaults: DDIM, 10 steps, guidance 2.5, float32; random weights, prompt embeddings given."""
     diffusers = pytest.importorskip("diffusers")

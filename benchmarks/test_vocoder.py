@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks.device import DEVICE
 from benchmarks.measure import Measure, count_flops
 from benchmarks.modules import Made, hifigan
-from benchmarks.sizes import FLOAT32, HALF, SIZES, Lever, Shape, each_batch
+from benchmarks.sizes import FLOAT32, HALF, SIZES, Lever, Shape, each_batch, of_whole
 from eeg2speech.models.vocoder import GriffinLimVocoder
 
 
@@ -31,6 +31,7 @@ def test_griffin_lim(measure: Measure, shape: Shape, batch: int) -> None:
     assert out.isfinite().all()
 
 
+@of_whole
 @pytest.mark.parametrize("lever", [FLOAT32.param, HALF.param])
 @torch.no_grad()
 def test_hifigan(measure: Measure, lever: Lever) -> None:
