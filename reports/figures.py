@@ -230,10 +230,13 @@ def training_curve(stage: StageSummary, index: int) -> Picture | None:
         for value, (colour, dash) in zip(values, LOSS_STYLES, strict=False):
             part = frame[["step", value]].dropna()
             look = {"color": PALETTE[colour], "ls": dash, "lw": 1.6, "label": label(value)}
+            look["marker"] = "o" if len(part) == 1 else None  # a single value makes no line
             seaborn.lineplot(part, x="step", y=value, errorbar=None, ax=axes, **look)
         low, high = frame[values].min().min(), frame[values].max().max()
         if low > 0 and high / low > 20:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")  # the default's powers are markup, and the page shows text as it is
+            axes.yaxis.set_minor_formatter("")
         axes.set(xlabel="step", ylabel="", title=label(stage.name, 30))
         axes.legend()
         caption = f"{count(stage.parameters, 'parameter')}, {count(stage.steps, 'step')} in {duration(stage.wall_s)}."

@@ -25,6 +25,7 @@ from eval.results import AuditFinding, Comparison, Endpoint, MetricResult, RunRe
 from reports import listening, tables
 from reports.__main__ import main
 from reports.build import build, slug
+from reports.figures import training_curve
 from reports.finding import find_out, seeds_note, simulation_note
 from reports.formatting import clean, flatten, interval, plain, quantity
 from reports.provenance import checklist, differences
@@ -368,6 +369,19 @@ def test_what_a_training_stage_cost(page: str, folder: Path, run: RunResult, tmp
     text = build([tmp_path / "run"], tmp_path / "out").read_text(encoding="utf-8")
     assert "2 Wh" in text
     assert "Energy: not measured" not in text
+
+
+def test_curves_over_decades_and_of_one_value_are_drawn(run: RunResult) -> None:
+    stage = run.stages[0].model_copy(
+        update={"curve": [{"step": 0.0, "train/loss": 100.0}, {"step": 9.0, "train/loss": 0.1, "valid/loss": 0.2}]}
+    )
+    picture = training_curve(stage, 0)
+    assert picture is not None
+    assert "mathdefault" not in picture.svg
+    assert re.search(r">\s*0\.1\s*<", picture.svg), "the axis is labelled in plain numbers"
+    plain = training_curve(stage.model_copy(update={"curve": [*stage.curve, {"step": 5.0, "valid/loss": 0.3}]}), 0)
+    assert plain is not None
+    assert picture.svg.count("<use") > plain.svg.count("<use"), "one value is a point"
 
 
 def test_examples_are_chosen_by_the_printed_rule(run: RunResult, folder: Path) -> None:
