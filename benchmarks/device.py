@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from eeg2speech import environment
+from eeg2speech.training.processes import has_bfloat16
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -28,11 +29,13 @@ DATASHEET_BF16_TFLOPS = {
 
 
 def name() -> str:
-    """As the maker calls it; a CPU with the number of cores that may be used."""
+    """As the maker calls it; a CPU with its vector instructions (virtual machines hide the model) and the number
+    of cores that may be used."""
     if DEVICE.type == "cuda":
         return torch.cuda.get_device_name()
     facts = environment.describe()
-    return f"{facts['cpu'] or 'CPU'}, {facts['cores']} cores"
+    can = torch.backends.cpu.get_cpu_capability() + (", bfloat16" if has_bfloat16(DEVICE.type) else "")
+    return f"{facts['cpu'] or 'CPU'} ({can}), {facts['cores']} cores"
 
 
 def slug() -> str:
