@@ -31,36 +31,28 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma
     non-negative; rounding below zero is clamped, in them and in the result. Raises ValueError where sigma1 or sigma2
     has a value that is not finite.
     """
+    from scipy.linalg import eigvalsh
+    from scipy.linalg.blas import dgemm
+
     root = _root(sigma1)
-    product = np.linalg.eigvalsh(root.T @ np.asarray_chkfinite(sigma2, dtype=np.float64) @ root)
+    sigma2 = np.asarray_chkfinite(sigma2, dtype=np.float64)
+    product = eigvalsh(dgemm(1.0, root, dgemm(1.0, sigma2.T, root), trans_a=True), check_finite=False)
     trace = float(np.trace(sigma1) + np.trace(sigma2) - 2 * np.sqrt(product.clip(min=0)).sum())
     return max(0.0, float(((mu1 - mu2) ** 2).sum()) + trace)
-
-
-WELL_CONDITIONED = 1e-5
-"""Smallest over largest diagonal entry of a Cholesky factor that is believed."""
 
 
 def _root(sigma: np.ndarray) -> np.ndarray:
     """(d, d) positive semi-definite -> R (d, r) with sigma = R R^T.
 
-    The Cholesky factor, or, where sigma is nearly singular, the one with pivots (LAPACK's pstrf), which stops at the
-    rank r, where nothing is left but rounding. Both take a fraction of the time of eigenvectors. NumPy's comes first,
-    for the product and its eigenvalues are NumPy's too: its threads and SciPy's get into each other's way.
+    The Cholesky factor with pivots (LAPACK's pstrf), which stops at the rank r, where nothing is left but rounding: a
+    fraction of the time of eigenvectors. All of it in SciPy, whose threads and NumPy's get into each other's way, and
+    on transposes, which are symmetric matrices as Fortran stores them.
     """
     from scipy.linalg.lapack import dpstrf
 
-    sigma = np.asarray_chkfinite(sigma, dtype=np.float64)
-    try:
-        root = np.linalg.cholesky(sigma)
-        pivots = root.diagonal()
-        if pivots.min() > WELL_CONDITIONED * pivots.max():
-            return root
-    except np.linalg.LinAlgError:
-        logger.debug("a covariance without full rank")
-    factor, order, rank, _ = dpstrf(sigma, lower=1)
-    root = np.empty((len(sigma), rank))
-    root[order - 1] = np.tril(factor)[:, :rank]
+    factor, order, rank, _ = dpstrf(np.asarray_chkfinite(sigma, dtype=np.float64).T, lower=1)
+    root = np.empty((len(sigma), rank), order="F")
+    root[order - 1] = np.tril(factor[:, :rank])
     return root
 
 
