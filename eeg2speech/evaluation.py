@@ -36,6 +36,11 @@ class SamplingConfig(Config):
         "(Popov et al., ICML 2021)",
         exclude_if=lambda value: value == 1.0,
     )
+    mixed_precision: Literal["no", "bf16"] = Field(
+        default="no",
+        description="bf16: denoiser and autoencoder compute in bfloat16; the latent between the steps stays in float32",
+        exclude_if=lambda value: value == "no",
+    )
     seed: int = Field(default=0, ge=0, description="the sampling seed; a sample's noise comes from it and its stimulus")
     batch_size: int = Field(default=16, ge=1)
 

@@ -105,6 +105,12 @@ class EEG2SpeechPipeline(DiffusionPipeline):
         latent = self.sample(self.denoiser.null(len(seeds)), steps, 1.0, seeds, temperature=temperature)
         return self.vocode(decode(self.vae, latent), seeds)
 
+    def use(self, mixed_precision: str) -> None:
+        """From here on denoiser and autoencoder compute in bfloat16 with `bf16`, with `no` as they are."""
+        if mixed_precision == "bf16":
+            for module in (self.denoiser, self.vae):
+                module.bfloat16()
+
     def _chosen(self, name: str, given: float | None) -> Any:
         return self.config[name] if given is None else given
 
@@ -121,9 +127,10 @@ class EEG2SpeechPipeline(DiffusionPipeline):
 
         Classifier-free guidance (Ho & Salimans 2022): null + scale * (cond - null); scale 1 costs one pass.
         `guidance_rescale` is the phi of Lin et al. (WACV 2024), section 3.4. `temperature` is the size of the
-        noise at the start.
+        noise at the start. The latent is float32, whatever the denoiser computes in.
         """
-        latent = self.noise(seeds).to(cond) * temperature
+        latent = self.noise(seeds).to(cond.device) * temperature
+        cond = cond.to(self.denoiser.dtype)
         null = self.denoiser.null(len(cond)) if guidance_scale != 1.0 else None
         set_steps(self.scheduler, num_inference_steps, cond.device)
         # Schedulers of flow matching scale nothing, and have no words for it.
@@ -131,9 +138,9 @@ class EEG2SpeechPipeline(DiffusionPipeline):
         scale_input = getattr(self.scheduler, "scale_model_input", lambda latent, t: latent)
         for t in self.progress_bar(self.scheduler.timesteps):
             scaled = scale_input(latent, t)
-            predicted = self.denoiser(scaled, t, cond)
+            predicted = self.denoiser(scaled, t, cond).float()
             if null is not None:
-                free = self.denoiser(scaled, t, null)
+                free = self.denoiser(scaled, t, null).float()
                 guided = free + guidance_scale * (predicted - free)
                 predicted = rescale(guided, predicted, guidance_rescale) if guidance_rescale else guided
             latent = self.scheduler.step(predicted, t, latent).prev_sample

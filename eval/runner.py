@@ -21,6 +21,7 @@ from eeg2speech.errors import UserError
 from eeg2speech.files import atomic_path, digest, write_atomically
 from eeg2speech.runs import RunFolder, is_done, read_done, step
 from eeg2speech.training.log import read_metrics
+from eeg2speech.training.processes import device, has_bfloat16
 from eeg2speech.training.run import Trained, train
 from eval.assembly import Scored, assemble
 from eval.controls import CONTROLS
@@ -42,6 +43,7 @@ def run(config: ExperimentConfig, folder: RunFolder, command: str) -> Path:
     continues and a finished one costs seconds.
     """
     systems, metrics = chosen_systems(config), chosen_metrics(config, folder)
+    require_precision(config)
     trained = train(config, folder)
     with folder.lock():
         depends = digest(
@@ -105,11 +107,22 @@ def chosen_metrics(config: ExperimentConfig, folder: RunFolder) -> list[Metric]:
     return metrics
 
 
+def require_precision(config: ExperimentConfig) -> None:
+    """Raises UserError where speech would be sampled in a precision that this device can only imitate."""
+    if config.sampling.mixed_precision == "bf16" and not has_bfloat16(device().type):
+        raise UserError(
+            "sampling.mixed_precision: bf16 would only be imitated by this processor, at many times the cost; set it "
+            "to no, or evaluate where there is bfloat16"
+        )
+
+
 def make_bench(config: ExperimentConfig, trained: Trained, split: str = "test") -> Bench:
     """The test set, or with `split="valid"` what choices are made on, and the modules that every system runs on."""
     chosen = scope_of(config, trained.data, split)
     seed = config.evaluation.seed
     test = _test_set(trained, chosen.examples, chosen.described, chosen.stimuli)
+    if trained.pipeline is not None:
+        trained.pipeline.use(config.sampling.mixed_precision)
     return Bench(trained, test, chosen.windows, chosen.stimuli, config.sampling, seed)
 
 
@@ -153,7 +166,8 @@ def _test_set(trained: Trained, examples: pd.DataFrame, described: pd.DataFrame,
 
     @torch.no_grad()
     def embed(features: torch.Tensor) -> np.ndarray:
-        return torch.cat([trained.audio_encoder(part) for part in features.split(64)]).numpy()
+        embedded = (trained.audio_encoder(part.to(trained.device)) for part in features.split(64))
+        return torch.cat([part.cpu() for part in embedded]).numpy()
 
     def embed_audio(waveform: np.ndarray) -> np.ndarray:
         if trained.speech_model is not None:

@@ -83,6 +83,7 @@ def sweep(config: ExperimentConfig, folder: RunFolder, plan: Plan, split: str = 
     settings, metrics = plan.settings(config), runner.chosen_metrics(config, folder)
     require_trained(config, folder)
     # What is scored may differ from what the run's own evaluation scores, which stays as it is.
+    runner.require_precision(config)
     trained = train(_as_trained(config, folder), folder)
     if trained.pipeline is None:
         raise UserError(f"{folder.path} has no diffusion model, so there is no sampling to try")

@@ -7,7 +7,7 @@ their condition alone. A system that hears no EEG runs once per stimulus.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eeg2speech.batch import Batch
 from eeg2speech.errors import UserError
@@ -57,6 +57,11 @@ class Bench:
         ids = self.test.stimuli["stimulus_id"]
         return [derived_seed(self.sampling.seed, "sample", ids[int(s)]) for s in stimulus]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the modules are. What they are given goes there, and what they give comes back, in here alone."""
+        return self.trained.device
+
     def batches(self, windows: np.ndarray) -> Iterator[Batch]:
         for start in range(0, len(windows), BATCH_SIZE):
             yield self.trained.data.batch(windows[start : start + BATCH_SIZE])
@@ -69,7 +74,13 @@ class Bench:
             torch.from_numpy(np.array(features[stimuli[i : i + BATCH_SIZE]]))
             for i in range(0, len(stimuli), BATCH_SIZE)
         ]
-        return torch.cat([self.trained.audio_encoder(part) for part in parts])
+        return torch.cat([self.trained.audio_encoder(part.to(self.device)).cpu() for part in parts])
+
+    @torch.no_grad()
+    def embed_eeg(self, encoder: nn.Module, batches: Iterable[Batch]) -> Tensor:
+        """(n, K, F) of an EEG encoder or of a regressor."""
+        there = (batch.to(self.device) for batch in batches)
+        return torch.cat([encoder(b.eeg, b.positions, b.subject).cpu() for b in there])
 
     @cached_property
     def training_stimuli(self) -> np.ndarray:
@@ -91,7 +102,9 @@ class Bench:
         """Normalised or raw embeddings (n, D, T') -> (n, N) waveforms."""
         return self._in_batches(
             stimulus,
-            lambda rows, seeds: self.pipeline(cond=cond[rows], seeds=seeds, **self.sampling.call_arguments()),
+            lambda rows, seeds: self.pipeline(
+                cond=cond[rows].to(self.device), seeds=seeds, **self.sampling.call_arguments()
+            ),
         )
 
     def _in_batches(self, stimulus: np.ndarray, make: Callable[[slice, list[int]], Tensor]) -> np.ndarray:
@@ -191,7 +204,8 @@ class Reconstruction(System):
         features = torch.from_numpy(np.array(bench.trained.data.features.features[bench.stimuli]))
         log_mel, vae = features.transpose(1, 2).unsqueeze(1), bench.pipeline.vae
         return bench._in_batches(
-            stimulus, lambda rows, seeds: bench.pipeline.vocode(decode(vae, encode(vae, log_mel[rows])), seeds)
+            stimulus,
+            lambda rows, seeds: bench.pipeline.vocode(decode(vae, encode(vae, log_mel[rows].to(bench.device))), seeds),
         )
 
 
@@ -210,10 +224,8 @@ class EEG(System):
     def heard(self, bench: Bench) -> Iterator[Batch]:
         return bench.batches(bench.windows)
 
-    @torch.no_grad()
     def estimate(self, bench: Bench) -> Tensor | None:
-        encoder = bench.trained.eeg_encoder
-        return torch.cat([encoder(b.eeg, b.positions, b.subject) for b in self.heard(bench)])
+        return bench.embed_eeg(bench.trained.eeg_encoder, self.heard(bench))
 
     def speak(self, bench: Bench, stimulus: np.ndarray, estimate: Tensor | None) -> np.ndarray:
         assert estimate is not None
@@ -273,9 +285,10 @@ class Regression(System):
     def speak(self, bench: Bench, stimulus: np.ndarray, estimate: Tensor | None) -> np.ndarray:
         regressor = bench.trained.regressor
         assert regressor is not None
-        features = torch.cat([regressor(b.eeg, b.positions, b.subject) for b in bench.batches(bench.windows)])
-        log_mel = features.transpose(1, 2).unsqueeze(1)
-        return bench._in_batches(stimulus, lambda rows, seeds: bench.pipeline.vocode(log_mel[rows], seeds))
+        log_mel = bench.embed_eeg(regressor, bench.batches(bench.windows)).transpose(1, 2).unsqueeze(1)
+        return bench._in_batches(
+            stimulus, lambda rows, seeds: bench.pipeline.vocode(log_mel[rows].to(bench.device), seeds)
+        )
 
 
 class Retrieved(EEG):

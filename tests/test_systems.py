@@ -16,6 +16,7 @@ from eeg2speech.config import ExperimentConfig
 from eeg2speech.errors import UserError
 from eeg2speech.evaluation import SamplingConfig
 from eeg2speech.training.run import Trained
+from eval import runner
 from eval.metrics.base import TestSet
 from eval.runner import chosen_systems, make_bench
 from eval.systems import SYSTEMS, Bench, phase_randomised
@@ -82,6 +83,32 @@ def test_rows_are_chosen_by_name() -> None:
         chosen_systems(config(systems=["eeg", "charm"]))
     with pytest.raises(UserError, match="must contain eeg"):
         chosen_systems(config(systems=["shuffled"]))
+
+
+def test_speech_is_sampled_in_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = config().model_copy(update={"sampling": SAMPLING.model_copy(update={"mixed_precision": "bf16"})})
+    monkeypatch.setattr(runner, "has_bfloat16", lambda device: True)
+    runner.require_precision(half)
+    monkeypatch.setattr(runner, "has_bfloat16", lambda device: False)
+    runner.require_precision(config())
+    with pytest.raises(UserError, match=r"sampling\.mixed_precision: bf16 would only be imitated"):
+        runner.require_precision(half)
+
+
+def test_the_precision_of_sampling_reaches_the_networks(tmp_path: Path) -> None:
+    trained = tiny_trained(sentence_study(tmp_path / "sounds", 30), tmp_path)
+    half = config(max_stimuli=4).model_copy(
+        update={"sampling": SAMPLING.model_copy(update={"mixed_precision": "bf16"})}
+    )
+    assert trained.pipeline is not None
+    make_bench(config(max_stimuli=4), trained)
+    assert (trained.pipeline.denoiser.dtype, trained.pipeline.vae.dtype) == (torch.float32, torch.float32)
+    bench = make_bench(half, trained)
+    assert (trained.pipeline.denoiser.dtype, trained.pipeline.vae.dtype) == (torch.bfloat16, torch.bfloat16)
+    for name in ("reconstruction", "oracle", "eeg", "regression", "unconditional"):
+        output = SYSTEMS[name].run(bench)
+        assert output.waveform is not None
+        assert np.isfinite(output.waveform).all()
 
 
 # The test set

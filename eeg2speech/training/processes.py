@@ -34,6 +34,13 @@ def has_bfloat16(device: str) -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def device() -> torch.device:
+    """Where this process trains and generates: accelerate's choice, a GPU where there is one."""
+    from accelerate import PartialState
+
+    return PartialState().device
+
+
 def make_accelerator(mixed_precision: str, stage: str) -> Accelerator:
     """An Accelerator of this precision; of float32, with a warning, where bf16 would only be imitated.
 

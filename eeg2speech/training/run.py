@@ -29,6 +29,7 @@ from eeg2speech.training.checkpoint import load_weights
 from eeg2speech.training.loop import WEIGHTS, Stage, StageConfig, derived_seed
 from eeg2speech.training.loop import train as train_stage
 from eeg2speech.training.pretrained import fingerprint, require_part, start_autoencoder, start_denoiser
+from eeg2speech.training.processes import device
 from eeg2speech.training.stages import AutoencoderStage, ContrastiveStage, DiffusionStage, RegressionStage
 
 VALIDATION_WINDOWS = 128
@@ -39,7 +40,8 @@ LATENTS = "latents.safetensors"
 
 @dataclass
 class Trained:
-    """What evaluation needs of a run; the generating parts are None where the study has no audio."""
+    """What evaluation needs of a run, its modules in eval mode and on one device; those that generate are None where
+    the study has no audio."""
 
     data: StudyData
     eeg_encoder: nn.Module
@@ -50,6 +52,10 @@ class Trained:
     """Hash of all that the weights and the vocoder depend on."""
     speech_model: SpeechModel | None = None
     """What the audio encoder hears sound through; None: it takes the log-mel."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.eeg_encoder.parameters()).device
 
 
 def pretrained_speech_model(config: ExperimentConfig) -> SpeechModel | None:
@@ -117,9 +123,10 @@ class _Trainer:
             regressor = self.regression(training.regression)
         if autoencoder is not None and denoiser is not None:
             pipeline = self.diffusion(eeg_encoder, audio_encoder, autoencoder, denoiser)
-        modules = [m for m in (eeg_encoder, audio_encoder, regressor) if m is not None]
-        for module in modules:
-            module.eval().requires_grad_(False)
+        parts = () if pipeline is None else (pipeline.denoiser, pipeline.vae, pipeline.vocoder)
+        for module in (eeg_encoder, audio_encoder, regressor, *parts):
+            if module is not None:  # what was trained is there already, what was loaded is not
+                module.eval().requires_grad_(False).to(device())
         depends = digest([self.depends, self.config.model.vocoder.model_dump(mode="json")])
         return Trained(data, eeg_encoder, audio_encoder, regressor, pipeline, depends, self.speech_model)
 
@@ -270,8 +277,6 @@ class _Trainer:
             latent_bins=audio.N_MELS // config.model.autoencoder.downsampling,
             **chosen,
         )
-        for module in (denoiser, eeg_encoder, audio_encoder, pipeline.vocoder):
-            module.eval().requires_grad_(False)
         pipeline.set_progress_bar_config(disable=True)
         depends = digest(
             [self.depends["diffusion"], config.model.vocoder.model_dump(mode="json"), config.sampling.scheduler, chosen]
@@ -303,11 +308,13 @@ class _Trainer:
     def _encode(self, autoencoder: AutoencoderKL, cached: bool, published: bool) -> dict[str, Tensor]:
         """The latents, and the mean and deviation that scaled them unless that was published."""
         features, training = self.data.features.features, _training_stimuli(self.data)
+        autoencoder.to(device())
         rows = np.arange(len(features)) if cached else _spread(training, SCALE_STIMULI)
         encoded = []
         for start in range(0, len(rows), 32):
             log_mel = torch.from_numpy(np.array(features[rows[start : start + 32]])).transpose(1, 2).unsqueeze(1)
-            encoded.append(autoencoder.encode(to_image(autoencoder, log_mel)).latent_dist.mode())
+            image = to_image(autoencoder, log_mel.to(autoencoder.device))
+            encoded.append(autoencoder.encode(image).latent_dist.mode().cpu())
         latents = torch.cat(encoded)
         if published:
             return {"latents": (latents * autoencoder.config.scaling_factor).contiguous()}
