@@ -187,15 +187,6 @@ def loss_and_gradients(stage: Stage, batch: Batch) -> Callable[[], None]:
     return run
 
 
-@torch.no_grad()
-def speak(
-    pipeline: EEG2SpeechPipeline, batch: Batch, lever: Lever, num_inference_steps: int, guidance_scale: float = 1.0
-) -> Tensor:
-    """EEG to waveform; the encoder and the vocoder stay in float32."""
-    cond = pipeline.eeg_encoder(batch.eeg, batch.positions, batch.subject).to(lever.dtype)
-    return pipeline(cond=cond, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-
-
 def half(pipeline: EEG2SpeechPipeline, lever: Lever = FAST) -> EEG2SpeechPipeline:
     """The two image networks as the lever runs them."""
     pulled(pipeline.denoiser, lever)

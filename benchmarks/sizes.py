@@ -166,8 +166,8 @@ BFLOAT16 = has_bfloat16(device.DEVICE.type)
 FLOAT32 = Lever("float32")
 CHANNELS_LAST = Lever("channels_last", channels_last=True)
 HALF = Lever("bfloat16", torch.bfloat16)
-FAST = HALF.with_(channels_last=True) if BFLOAT16 else CHANNELS_LAST
-"""What is recommended."""
+FAST = HALF.with_(channels_last=True) if device.DEVICE.type == "cuda" else HALF if BFLOAT16 else FLOAT32
+"""What is recommended, and what the configs say: on a CPU `channels_last` helps or harms by its kind."""
 LEVERS = (
     FLOAT32,
     CHANNELS_LAST,
@@ -189,10 +189,17 @@ def each_shape(largest_training_batch_above: int = 0) -> list:
     ]
 
 
+def compiles(lever: Lever) -> list[pytest.MarkDecorator]:
+    """On a CPU torch.compile takes minutes, for `nox -s bench` alone."""
+    return [pytest.mark.slow] if lever.compile and device.DEVICE.type == "cpu" else []
+
+
 def each_lever(of: Literal["forward", "training"]) -> list:
     """(shape, lever)"""
     return [
-        pytest.param(shape, lever, id=f"{name}-{lever.name}", marks=[*lever.param.marks, *shape.marks])
+        pytest.param(
+            shape, lever, id=f"{name}-{lever.name}", marks=[*lever.param.marks, *shape.marks, *compiles(lever)]
+        )
         for name, shape in SIZES.shapes.items()
         for lever in LEVERS
         if (of in shape.compile or not lever.compile)

@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks.device import DEVICE
 from benchmarks.measure import Comparison, Measure
-from benchmarks.modules import Made, half, hifigan, ready, speak
+from benchmarks.modules import Made, half, hifigan, ready
 from benchmarks.sizes import FAST, SIZES, of_whole
 from eeg2speech.audio import SAMPLE_RATE
 
@@ -24,7 +24,7 @@ def test_ours_with_hifigan(measure: Measure) -> None:
     pipeline, batch = half(made.pipeline("dpmsolver++")), made.batch(1)
     pipeline.register_modules(vocoder=hifigan())
     measure(
-        lambda: speak(pipeline, batch, FAST, num_inference_steps=10),
+        lambda: pipeline(batch.eeg, batch.positions, batch.subject, num_inference_steps=10),
         unit="clip",
         signal_s=SHAPE.clip_s,
         compare=Comparison(NAME, "ours"),

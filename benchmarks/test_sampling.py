@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.measure import Comparison, Measure
-from benchmarks.modules import Made, half, speak
+from benchmarks.modules import Made, half
 from benchmarks.sizes import FAST, FLOAT32, SIZES, Lever, Sampler, Shape, each_batch, each_sampler
 from eeg2speech.audio import SAMPLE_RATE
 from eeg2speech.models.layers import normalise_embedding
@@ -17,7 +17,7 @@ from eeg2speech.models.layers import normalise_embedding
 def test_sampler(measure: Measure, shape: Shape, sampler: Sampler) -> None:
     made, size = Made(shape), max(shape.batches)
     pipeline = half(made.pipeline(sampler.scheduler))
-    cond = normalise_embedding(made.cond(size)).to(FAST.dtype)
+    cond = normalise_embedding(made.cond(size))
     latent = measure(
         lambda: pipeline.sample(cond, sampler.num_inference_steps, sampler.guidance_scale, range(size)),
         items=size,
@@ -60,7 +60,7 @@ def whole(
     made = Made(shape)
     pipeline, batch = half(made.pipeline(scheduler), lever), made.batch(size)
     waveform = measure(
-        lambda: speak(pipeline, batch, lever, steps),
+        lambda: pipeline(batch.eeg, batch.positions, batch.subject, num_inference_steps=steps),
         items=size,
         unit="clip",
         signal_s=size * shape.clip_s,

@@ -70,6 +70,8 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     distant = any(isinstance(x, Distant) for x in tensors)
     named = kwargs.get("device")
     target = torch.device(named) if named is not None else (GPU if distant else CPU)
+    if not distant and target != GPU:
+        return func(*args, **kwargs)
     if func not in MOVES and distant:
         near = [x for x in tensors if not isinstance(x, Distant) and x.ndim > 0]
         if near and not (func in INDEXED and isinstance(args[0], Distant)):
@@ -83,7 +85,7 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     out = func(*near_args, **near_kwargs)
     if target == GPU:
         out = tree_map_only(Tensor, Distant, out)
-    return return_and_correct_aliasing(func, args, kwargs, out) if distant or target.type == "cpu" else out
+    return return_and_correct_aliasing(func, args, kwargs, out) if distant else out
 
 
 class _Autocast(torch.autocast):
@@ -123,6 +125,8 @@ def imaginary_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(safetensors.torch, "safe_open", _Opened)
     monkeypatch.setitem(PartialState._shared_state, "device", GPU)
     monkeypatch.setattr(torch, "autocast", _Autocast)
+    # Else a parameter on the GPU, cast to another type, would stay what it holds.
+    monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=GPU) then asks the mode, too
     try:
         with ImaginaryGPU():

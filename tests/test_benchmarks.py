@@ -14,8 +14,8 @@ import yaml
 
 from benchmarks import device, measure
 from benchmarks.measure import SLOW_ROUNDS, Comparison, Measure, count_flops, median_interval, ratios
-from benchmarks.modules import Made, loss_and_gradients, speak
-from benchmarks.sizes import Lever, Sizes
+from benchmarks.modules import Made, loss_and_gradients
+from benchmarks.sizes import Sizes
 
 ROOT = Path(__file__).parents[1]
 
@@ -165,7 +165,8 @@ def test_every_network_of_the_default_shape_can_be_measured() -> None:
     prior = diffusion.denoiser.latent_prior
     assert prior is not None
     assert not any(p.requires_grad for p in prior.parameters())
-    assert speak(made.pipeline("dpmsolver++"), batch, Lever("float32"), num_inference_steps=1).shape == (2, 48_000)
+    waveform = made.pipeline("dpmsolver++")(batch.eeg, batch.positions, batch.subject, num_inference_steps=1)
+    assert waveform.shape == (2, 48_000)
 
 
 def test_slug_is_a_file_name() -> None:
