@@ -105,6 +105,14 @@ class AutoencoderTraining(StageConfig):
         return self
 
 
+class ContrastiveTraining(StageConfig):
+    init: Path | None = Field(
+        default=None,
+        description="a brainmagick checkpoint, whose weights model.eeg_encoder, a clip_conv, starts from",
+        exclude_if=is_off,
+    )
+
+
 class DiffusionTraining(StageConfig):
     init: Path | None = Field(
         default=None, description="as training.autoencoder.init, which must then be given too", exclude_if=is_off
@@ -139,7 +147,7 @@ class TrainingConfig(Config):
     """The stages, in the order in which they run. A study without audio has only the contrastive one."""
 
     autoencoder: AutoencoderTraining | None = None
-    contrastive: StageConfig
+    contrastive: ContrastiveTraining
     regression: StageConfig | None = None
     diffusion: DiffusionTraining | None = None
     prior_weight: float = Field(
@@ -202,6 +210,11 @@ class ExperimentConfig(Config):
     @model_validator(mode="after")
     def _starts_from_what_fits(self) -> ExperimentConfig:
         training, schedule = self.training, self.model.schedule
+        if training.contrastive.init is not None and not isinstance(self.model.eeg_encoder, ClipConvConfig):
+            raise ValueError(
+                f"training.contrastive.init holds a clip_conv, and model.eeg_encoder is {self.model.eeg_encoder.name}; "
+                "set it to {name: clip_conv}"
+            )
         if training.diffusion is None or training.diffusion.init is None:
             return self
         if training.autoencoder is None or training.autoencoder.init is None:

@@ -9,14 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from eeg2speech.config import ExperimentConfig
 from eeg2speech.errors import UserError
 from eeg2speech.importers import brainmagick
 from eeg2speech.models.eeg_encoder import ClipConv, ClipConvConfig
+from eeg2speech.runs import RunFolder
+from eeg2speech.training.run import _Trainer, train
 from tests.golden.brainmagick import LAYOUTS, MISSING, info
+from tests.toy_fixture import toy_data, toy_experiment
 
 GOLDEN = Path(__file__).parent / "golden" / "brainmagick.safetensors"
 N_TIMES = 40
@@ -81,6 +86,43 @@ def test_every_file_that_holds_the_weights_is_read(state: dict[str, Tensor], tmp
         assert same(brainmagick.load(tmp_path / name, N_TIMES), wanted)
     wanted.save_pretrained(tmp_path / "ours")
     assert same(ClipConv.from_pretrained(tmp_path / "ours"), wanted)
+
+
+def started(state: dict[str, Tensor], *sets: str) -> ExperimentConfig:
+    """The toy run with an encoder of the file's size, which starts from it."""
+    small = brainmagick.from_state_dict(state, N_TIMES).config
+    sizes = ", ".join(f"{key}: {small[key]}" for key in ("virtual_channels", "fourier_size", "channels", "depth"))
+    return toy_experiment(f"model.eeg_encoder={{name: clip_conv, {sizes}}}", *sets)
+
+
+def test_training_starts_from_the_weights(state: dict[str, Tensor], tmp_path: Path) -> None:
+    """All but the listeners' matrices and the last convolution, which are of another study."""
+    save_file(state, tmp_path / "meg.safetensors")
+    config = started(state, f"training.contrastive.init={tmp_path / 'meg.safetensors'}")
+    _Trainer(config, RunFolder(tmp_path / "run"), toy_data(tmp_path / "noise")).run()
+    trained = load_file(tmp_path / "run" / "contrastive" / "weights.safetensors")
+    start = brainmagick.from_state_dict(state, N_TIMES).state_dict()
+    ours = {key.removeprefix("eeg_encoder."): value for key, value in trained.items() if key.startswith("eeg_encoder.")}
+    own = {"subject.matrices", "head.2.weight", "head.2.bias"}
+    assert {name for name in start if start[name].shape != ours[name].shape} == own
+    learned = {name for name in start.keys() - own if "running" not in name and "num_batches" not in name}
+    moved = {name: float((ours[name] - start[name]).abs().max()) for name in learned}
+    assert max(moved.values()) < 5e-3  # two steps of AdamW at 1e-3
+    assert min(value for name, value in moved.items() if name.endswith("convs.0.0.weight")) > 0
+
+
+def test_a_start_that_does_not_fit_is_refused_before_anything_is_done(state: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(state, tmp_path / "meg.safetensors")
+    init = f"training.contrastive.init={tmp_path / 'meg.safetensors'}"
+    with pytest.raises(ValidationError, match=r"training\.contrastive\.init holds a clip_conv, and .* is linear"):
+        toy_experiment("model.eeg_encoder={name: linear}", init)
+    for config, sentence in (
+        (toy_experiment(init), r"meg\.safetensors: tensor .* the model has .*name weights of this config"),
+        (started(state, "training.contrastive.init=absent.th"), r"absent\.th: does not exist"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            train(config, RunFolder(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 class Payload:

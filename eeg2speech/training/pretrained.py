@@ -1,4 +1,4 @@
-"""Published weights as a start: from a folder in diffusers' layout into the modules that a config describes."""
+"""Published weights as a start: from a folder in diffusers' layout, or a checkpoint, into the modules of a config."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from torch import Tensor
 
 from eeg2speech.errors import UserError
 from eeg2speech.files import sha256
+from eeg2speech.importers import brainmagick
 from eeg2speech.models.denoiser import Denoiser
+from eeg2speech.models.eeg_encoder import ClipConv
 from eeg2speech.training.checkpoint import restore
 
 PARTS = ("unet", "vae", "vocoder")
 _ALIKE = ("attention_head_dim", "norm_num_groups", "norm_eps", "flip_sin_to_cos", "freq_shift", "act_fn")
 """What a UNet computes with and no shape shows."""
+_OF_THE_STUDY = ("subject.matrices", "head.2.weight", "head.2.bias")
+"""What an EEG encoder has of its listeners and of the speech that it was trained with."""
 
 
 def load_part(folder: Path, part: str) -> Any:
@@ -63,6 +67,21 @@ def start_autoencoder(autoencoder: AutoencoderKL, folder: Path) -> None:
     source = load_part(folder, "vae")
     restore(autoencoder, source.state_dict(), folder / "vae")
     autoencoder.register_to_config(scaling_factor=source.config.scaling_factor)
+
+
+def start_eeg_encoder(encoder: ClipConv, path: Path) -> list[str]:
+    """Takes the weights of a brainmagick checkpoint; returns the names of those that stay as they were initialised.
+
+    Only the listeners' matrices may be new, where theirs are not as many, and the last convolution, where the
+    embedding has another width. Its attention knows sensors where MNE's layout has them
+    (`brainmagick.sensor_positions`), and ours lie up to an eighth of the head beside that: it must learn to move.
+
+    Raises UserError where another tensor does not fit.
+    """
+    tensors, wanted = brainmagick.load(path, encoder.n_frames).state_dict(), encoder.state_dict()
+    own = [name for name in _OF_THE_STUDY if tensors[name].shape != wanted[name].shape]
+    restore(encoder, tensors | {name: wanted[name] for name in own}, path)
+    return own
 
 
 def start_denoiser(denoiser: Denoiser, folder: Path) -> list[str]:

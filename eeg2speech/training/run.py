@@ -15,7 +15,7 @@ from eeg2speech import audio
 from eeg2speech.config import ExperimentConfig
 from eeg2speech.data.loader import StudyData
 from eeg2speech.data.sampler import TrainingSampler
-from eeg2speech.files import atomic_path, digest, write_atomically
+from eeg2speech.files import atomic_path, digest, sha256, write_atomically
 from eeg2speech.models.audio_encoder import DeepMelConfig
 from eeg2speech.models.autoencoder import LinearSkipAutoencoder, fit_scale, to_image
 from eeg2speech.models.denoiser import Denoiser
@@ -28,7 +28,13 @@ from eeg2speech.runs import RunFolder, is_done, step
 from eeg2speech.training.checkpoint import load_weights
 from eeg2speech.training.loop import WEIGHTS, Stage, StageConfig, derived_seed
 from eeg2speech.training.loop import train as train_stage
-from eeg2speech.training.pretrained import fingerprint, require_part, start_autoencoder, start_denoiser
+from eeg2speech.training.pretrained import (
+    fingerprint,
+    require_part,
+    start_autoencoder,
+    start_denoiser,
+    start_eeg_encoder,
+)
 from eeg2speech.training.processes import device
 from eeg2speech.training.stages import AutoencoderStage, ContrastiveStage, DiffusionStage, RegressionStage
 
@@ -90,6 +96,14 @@ def train(config: ExperimentConfig, folder: RunFolder) -> Trained:
     for part, stage in (("vae", config.training.autoencoder), ("unet", config.training.diffusion)):
         if stage is not None and stage.init is not None:
             require_part(stage.init, part)
+    if config.training.contrastive.init is not None:
+        sizes = {
+            "n_subjects": 1,
+            "n_channels": 1,
+            "dim": config.model.embedding.dim,
+            "n_frames": config.embedding_frames,
+        }
+        start_eeg_encoder(config.model.eeg_encoder.build(**sizes), config.training.contrastive.init)
     config.model.vocoder.build()
     speech_model = pretrained_speech_model(config)
     with folder.lock():
@@ -172,10 +186,14 @@ class _Trainer:
         self.seeded("eeg_encoder")
         eeg_encoder = model.eeg_encoder.build(n_subjects=data.n_subjects, n_channels=data.n_channels, **sizes)
         self.fit_alignment(eeg_encoder)
+        start: list[object] = []
+        if config.training.contrastive.init is not None:
+            start_eeg_encoder(eeg_encoder, config.training.contrastive.init)
+            start = [{"init": sha256(config.training.contrastive.init)}]
         self.seeded("audio_encoder")
         audio_encoder = model.audio_encoder.build(n_bands=data.features.heard.shape[1], **sizes)
         audio_encoder.fit_scale(_of_training(data, data.features.heard))
-        parts = [model.embedding.model_dump(), model.eeg_encoder.model_dump(), model.audio_encoder.model_dump()]
+        parts = [model.embedding.model_dump(), model.eeg_encoder.model_dump(), model.audio_encoder.model_dump(), *start]
         if self.speech_model is not None:
             parts.append({"speech_model": self.speech_model.signature})
         stage = ContrastiveStage(eeg_encoder, audio_encoder)
