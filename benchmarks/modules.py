@@ -102,19 +102,17 @@ class Made:
         return ContrastiveStage(self.eeg_encoder(), self.audio_encoder(), prior, self.latent(size).cpu())
 
     def diffusion_stage(
-        self, size: int, stage: type[DiffusionStage] = DiffusionStage, frozen: bool = False
+        self, size: int, stage: type[DiffusionStage] = DiffusionStage, **choices: float | None
     ) -> DiffusionStage:
-        """Latents cached; the encoders trained with it where the shape's recipe says so, unless `frozen`."""
+        """Latents cached; the encoders trained with it where the shape's recipe says so. `choices`: of the stage."""
+        recipe = {"audio_share": 0.25, "null_share": 0.1, "min_snr_gamma": 5.0}
         return stage(
             self.denoiser(),
             self.eeg_encoder(),
             self.audio_encoder(),
             noise_scheduler(self.model.schedule),
             self.latent(size).cpu(),
-            audio_share=0.25,
-            null_share=0.1,
-            min_snr_gamma=5.0,
-            contrastive_weight=None if frozen else self.shape.contrastive_weight,
+            **recipe | {"contrastive_weight": self.shape.contrastive_weight} | choices,
         )
 
 
@@ -149,8 +147,11 @@ def require_compiler() -> None:
         pytest.skip("torch.compile needs a C++ compiler")
 
 
-def training_step(stage: Stage, batch: Batch, lever: Lever, folder: Path) -> Callable[[], None]:
-    """One optimiser step of the project's own loop: loss, gradients, clipping, AdamW, moving average."""
+def training_step(stage: Stage, batch: Batch, lever: Lever, folder: Path, **settings: float) -> Callable[[], None]:
+    """One optimiser step of the project's own loop: loss, gradients, clipping, AdamW, moving average.
+
+    `settings`: of its `StageConfig`.
+    """
     if lever.compile:
         require_compiler()
     trainable(stage)
@@ -163,6 +164,7 @@ def training_step(stage: Stage, batch: Batch, lever: Lever, folder: Path) -> Cal
         mixed_precision="bf16" if lever.dtype == torch.bfloat16 else "no",
         compile=lever.compile,
         channels_last=lever.channels_last,
+        **settings,
     )
     loop = _Loop(stage, config, folder, depends="", seed=0)
     return lambda: loop.advance(lambda index: batch)

@@ -13,6 +13,7 @@ from benchmarks.modules import Made, loss_and_gradients, pulled, training_step
 from benchmarks.sizes import FAST, Lever, Shape, each_batch, each_lever, each_shape
 from eeg2speech.batch import Batch
 from eeg2speech.models.autoencoder import encode
+from eeg2speech.models.schedule import FlowScheduleConfig, NoiseScheduleConfig, ScheduleConfig
 from eeg2speech.training.stages import DiffusionStage
 
 
@@ -99,6 +100,35 @@ class Stored(nn.Module):
         return self.output[: len(x)]
 
 
+FLOW = FlowScheduleConfig()
+EPSILON = NoiseScheduleConfig(prediction_type="epsilon", zero_terminal_snr=False)
+CHOICES: dict[str, tuple[ScheduleConfig | None, dict[str, float | None], dict[str, float]]] = {
+    "recommended": (None, {}, {}),
+    "epsilon": (EPSILON, {}, {}),
+    "x0": (NoiseScheduleConfig(prediction_type="sample"), {}, {}),
+    "no-zero-terminal-snr": (NoiseScheduleConfig(zero_terminal_snr=False), {}, {}),
+    "flow-matching": (FLOW, {"min_snr_gamma": None}, {}),
+    "no-min-snr": (None, {"min_snr_gamma": None}, {}),
+    "encoders-trained-jointly": (None, {"contrastive_weight": 0.02}, {}),
+    "audio-first": (None, {"audio_first": 1.0}, {}),
+    "no-average": (None, {}, {"ema_decay": 0.0}),
+    "two-micro-batches": (None, {}, {"gradient_accumulation": 2}),
+}
+"""Levers that change what is learned: the schedule, of the stage, of its loop."""
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("shape", each_shape(largest_training_batch_above=1))
+def test_training_choice(measure: Measure, shape: Shape, choice: str, tmp_path: Path) -> None:
+    """What each costs beside the recommended step, alone; two micro-batches are twice as many windows."""
+    schedule, of_stage, of_loop = CHOICES[choice]
+    model = shape.model if schedule is None else shape.model.model_copy(update={"schedule": schedule})
+    made, size = Made(shape.model_copy(update={"model": model})), max(shape.training_batches)
+    step = training_step(made.diffusion_stage(size, **of_stage), made.batch(size), FAST, tmp_path, **of_loop)
+    items = size * int(of_loop.get("gradient_accumulation", 1))
+    measure(step, items=items, unit="window", dtype=FAST.dtype, batch=size, lever=FAST.name, choice=choice)
+
+
 @pytest.mark.parametrize("shape", each_shape(largest_training_batch_above=1))
 def test_training_with_latents_encoded_each_step(measure: Measure, shape: Shape, tmp_path: Path) -> None:
     made, size = Made(shape), max(shape.training_batches)
@@ -110,6 +140,6 @@ def test_training_with_latents_encoded_each_step(measure: Measure, shape: Shape,
 @pytest.mark.parametrize("shape", each_shape(largest_training_batch_above=1))
 def test_training_with_conditioning_cached(measure: Measure, shape: Shape, tmp_path: Path) -> None:
     made, size = Made(shape), max(shape.training_batches)
-    stage = made.diffusion_stage(size, frozen=True)
+    stage = made.diffusion_stage(size, contrastive_weight=None)
     stage.eeg_encoder, stage.audio_encoder = Stored(made.cond(size)), Stored(made.cond(size))
     train(measure, shape, stage, size, FAST, tmp_path)
