@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,6 +126,7 @@ def imaginary_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(safetensors.torch, "safe_open", _Opened)
     monkeypatch.setitem(PartialState._shared_state, "device", GPU)
     monkeypatch.setattr(torch, "autocast", _Autocast)
+    monkeypatch.setattr(torch, GPU.type, SimpleNamespace(), raising=False)  # asked by gradient checkpointing
     # Else a parameter on the GPU, cast to another type, would stay what it holds.
     monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=GPU) then asks the mode, too

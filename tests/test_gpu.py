@@ -103,7 +103,7 @@ def test_a_training_goes_on_where_it_was_stopped(
     data: StudyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights, optimiser and average come back to the device."""
-    changes = "steps: 3, checkpoint_every: 1, gradient_accumulation: 2, ema_decay: 0.5"
+    changes = "steps: 3, checkpoint_every: 1, gradient_accumulation: 2, ema_decay: 0.5, gradient_checkpointing: true"
     config = toy_experiment(*ALL, "training.diffusion={batch_size: 4, learning_rate: 1.0e-3, " + changes + "}")
     folders = [RunFolder(tmp_path / name) for name in ("straight", "stopped")]
     with imaginary_gpu(monkeypatch):
