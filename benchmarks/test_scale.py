@@ -39,6 +39,6 @@ def test_study_of_brennans_size(measure: Measure, release: Path, tmp_path: Path)
     measure.benchmark.extra_info |= {"found": found, "of_two": few}
     assert found["recordings"] == SIZE.subjects
     assert found["prepare_s"] < SIZE.within_s
-    assert found["prepare_peak_gb"] < SIZE.within_gb
+    assert 0 < found["prepare_peak_gb"] < SIZE.within_gb, "0: this system does not say"
     assert max(found[f"windows_per_s_{batch}"] for batch in scale.BATCHES) >= SIZE.windows_per_s
     assert abs(found["anonymous_gb"] - few["anonymous_gb"]) < FLAT_GB, "memory that grows with the recordings"
