@@ -151,9 +151,12 @@ class Lever:
 
     @property
     def param(self) -> ParameterSet:
-        """For `pytest.mark.parametrize`: skipped by name where the device would only imitate the precision."""
+        """For `pytest.mark.parametrize`: skipped by name where the device would only imitate the precision, and slow
+        where torch.compile takes minutes."""
         absent = self.dtype == torch.bfloat16 and not BFLOAT16
         marks = [pytest.mark.skip(reason="this processor has no bfloat16")] if absent else []
+        if self.compile and device.DEVICE.type == "cpu":
+            marks.append(pytest.mark.slow)
         return pytest.param(self, id=self.name, marks=marks)
 
     def with_(self, **changes: bool) -> Lever:
@@ -189,17 +192,10 @@ def each_shape(largest_training_batch_above: int = 0) -> list:
     ]
 
 
-def compiles(lever: Lever) -> list[pytest.MarkDecorator]:
-    """On a CPU torch.compile takes minutes, for `nox -s bench` alone."""
-    return [pytest.mark.slow] if lever.compile and device.DEVICE.type == "cpu" else []
-
-
 def each_lever(of: Literal["forward", "training"]) -> list:
     """(shape, lever)"""
     return [
-        pytest.param(
-            shape, lever, id=f"{name}-{lever.name}", marks=[*lever.param.marks, *shape.marks, *compiles(lever)]
-        )
+        pytest.param(shape, lever, id=f"{name}-{lever.name}", marks=[*lever.param.marks, *shape.marks])
         for name, shape in SIZES.shapes.items()
         for lever in LEVERS
         if (of in shape.compile or not lever.compile)

@@ -100,14 +100,12 @@ class Stored(nn.Module):
         return self.output[: len(x)]
 
 
-FLOW = FlowScheduleConfig()
-EPSILON = NoiseScheduleConfig(prediction_type="epsilon", zero_terminal_snr=False)
 CHOICES: dict[str, tuple[ScheduleConfig | None, dict[str, float | None], dict[str, float]]] = {
     "recommended": (None, {}, {}),
-    "epsilon": (EPSILON, {}, {}),
+    "epsilon": (NoiseScheduleConfig(prediction_type="epsilon", zero_terminal_snr=False), {}, {}),
     "x0": (NoiseScheduleConfig(prediction_type="sample"), {}, {}),
     "no-zero-terminal-snr": (NoiseScheduleConfig(zero_terminal_snr=False), {}, {}),
-    "flow-matching": (FLOW, {"min_snr_gamma": None}, {}),
+    "flow-matching": (FlowScheduleConfig(), {"min_snr_gamma": None}, {}),
     "no-min-snr": (None, {"min_snr_gamma": None}, {}),
     "encoders-trained-jointly": (None, {"contrastive_weight": 0.02}, {}),
     "audio-first": (None, {"audio_first": 1.0}, {}),

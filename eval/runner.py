@@ -164,10 +164,8 @@ def scope_of(config: ExperimentConfig, data: StudyData, split: str = "test") -> 
 def _test_set(trained: Trained, examples: pd.DataFrame, described: pd.DataFrame, stimuli: np.ndarray) -> TestSet:
     data = trained.data
 
-    @torch.no_grad()
     def embed(features: torch.Tensor) -> np.ndarray:
-        embedded = (trained.audio_encoder(part.to(trained.device)) for part in features.split(64))
-        return torch.cat([part.cpu() for part in embedded]).numpy()
+        return trained.embed_speech(features.split(64)).numpy()
 
     def embed_audio(waveform: np.ndarray) -> np.ndarray:
         if trained.speech_model is not None:

@@ -66,15 +66,13 @@ class Bench:
         for start in range(0, len(windows), BATCH_SIZE):
             yield self.trained.data.batch(windows[start : start + BATCH_SIZE])
 
-    @torch.no_grad()
     def embed_speech(self, stimuli: np.ndarray) -> Tensor:
         """(n, D, T') audio embeddings of rows of the study's stimulus table."""
         features = self.trained.data.features.heard
-        parts = [
-            torch.from_numpy(np.array(features[stimuli[i : i + BATCH_SIZE]]))
-            for i in range(0, len(stimuli), BATCH_SIZE)
-        ]
-        return torch.cat([self.trained.audio_encoder(part.to(self.device)).cpu() for part in parts])
+        starts = range(0, len(stimuli), BATCH_SIZE)
+        return self.trained.embed_speech(
+            torch.from_numpy(np.array(features[stimuli[i : i + BATCH_SIZE]])) for i in starts
+        )
 
     @torch.no_grad()
     def embed_eeg(self, encoder: nn.Module, batches: Iterable[Batch]) -> Tensor:

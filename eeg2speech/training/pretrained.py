@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
+from eeg2speech.config import ExperimentConfig
 from eeg2speech.errors import UserError
 from eeg2speech.files import sha256
 from eeg2speech.importers import brainmagick
@@ -37,6 +38,22 @@ def load_part(folder: Path, part: str) -> Any:
         if found:
             raise UserError(f"{path}: {len(found)} tensors are {fault}, {sorted(found)[0]} among them")
     return module.eval()
+
+
+def require_starts(config: ExperimentConfig) -> None:
+    """Raises UserError where weights that a config starts from are absent, or those of an EEG encoder do not fit it."""
+    training = config.training
+    for part, stage in (("vae", training.autoencoder), ("unet", training.diffusion)):
+        if stage is not None and stage.init is not None:
+            require_part(stage.init, part)
+    if training.contrastive.init is not None:
+        sizes = {
+            "n_subjects": 1,
+            "n_channels": 1,
+            "dim": config.model.embedding.dim,
+            "n_frames": config.embedding_frames,
+        }
+        start_eeg_encoder(config.model.eeg_encoder.build(**sizes), training.contrastive.init)
 
 
 def require_part(folder: Path, part: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,7 +31,7 @@ from eeg2speech.training.loop import WEIGHTS, Stage, StageConfig, derived_seed
 from eeg2speech.training.loop import train as train_stage
 from eeg2speech.training.pretrained import (
     fingerprint,
-    require_part,
+    require_starts,
     start_autoencoder,
     start_denoiser,
     start_eeg_encoder,
@@ -63,6 +64,11 @@ class Trained:
     def device(self) -> torch.device:
         return next(self.eeg_encoder.parameters()).device
 
+    @torch.no_grad()
+    def embed_speech(self, parts: Iterable[Tensor]) -> Tensor:
+        """(n, D, T') in memory of what the audio encoder hears, in parts (b, K', F')."""
+        return torch.cat([self.audio_encoder(part.to(self.device)).cpu() for part in parts])
+
 
 def pretrained_speech_model(config: ExperimentConfig) -> SpeechModel | None:
     """The model under the audio encoder, where the config names one. Raises UserError where its weights are absent."""
@@ -93,17 +99,7 @@ def train(config: ExperimentConfig, folder: RunFolder) -> Trained:
     A stage that is done for this configuration is loaded; an interrupted one continues. Published
     weights that the configuration names are looked for first: to miss them later would cost hours.
     """
-    for part, stage in (("vae", config.training.autoencoder), ("unet", config.training.diffusion)):
-        if stage is not None and stage.init is not None:
-            require_part(stage.init, part)
-    if config.training.contrastive.init is not None:
-        sizes = {
-            "n_subjects": 1,
-            "n_channels": 1,
-            "dim": config.model.embedding.dim,
-            "n_frames": config.embedding_frames,
-        }
-        start_eeg_encoder(config.model.eeg_encoder.build(**sizes), config.training.contrastive.init)
+    require_starts(config)
     config.model.vocoder.build()
     speech_model = pretrained_speech_model(config)
     with folder.lock():
