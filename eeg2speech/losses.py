@@ -17,15 +17,17 @@ def similarity(estimate: Tensor, candidate: Tensor) -> Tensor:
     return estimate.flatten(1) @ flat.T
 
 
-def clip_loss(estimate: Tensor, candidate: Tensor, stimulus: Tensor) -> Tensor:
+def clip_loss(estimate: Tensor, candidate: Tensor, stimulus: Tensor, first: int = 0) -> Tensor:
     """Cross-entropy of picking one's own candidate among the batch's (Défossez et al. 2023, equation 3).
 
-    Candidates that are the same speech as one's own (equal `stimulus` (B,)) are no negatives.
+    Of (B, D, T') estimates and (K, D, T') candidates, K >= B, those of the estimates are the B from `first` on.
+    Candidates that are the same speech as one's own (equal `stimulus` (K,)) are no negatives.
     """
     scores = similarity(estimate, candidate).float()
-    own = torch.eye(len(stimulus), dtype=torch.bool, device=scores.device)
-    twin = (stimulus[:, None] == stimulus[None, :]) & ~own
-    return F.cross_entropy(scores.masked_fill(twin, float("-inf")), torch.arange(len(stimulus), device=scores.device))
+    own = first + torch.arange(len(estimate), device=scores.device)
+    twin = stimulus[own][:, None] == stimulus[None, :]
+    twin[torch.arange(len(own)), own] = False
+    return F.cross_entropy(scores.masked_fill(twin, float("-inf")), own)
 
 
 def min_snr_weight(alpha_bar: Tensor, prediction: str, gamma: float | None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
@@ -17,11 +18,11 @@ from tqdm import tqdm
 from eeg2speech import __version__, audio, environment
 from eeg2speech.config import ExperimentConfig
 from eeg2speech.data.loader import StudyData
+from eeg2speech.device import device, has_bfloat16
 from eeg2speech.errors import UserError
 from eeg2speech.files import atomic_path, digest, write_atomically
 from eeg2speech.runs import RunFolder, is_done, read_done, step
 from eeg2speech.training.log import read_metrics
-from eeg2speech.training.processes import device, has_bfloat16
 from eeg2speech.training.run import Trained, train
 from eval.assembly import Scored, assemble
 from eval.controls import CONTROLS
@@ -42,6 +43,11 @@ def run(config: ExperimentConfig, folder: RunFolder, command: str) -> Path:
     A system that is done for this configuration is not run again, so an interrupted evaluation
     continues and a finished one costs seconds.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "an evaluation is one process: train in several by `accelerate launch -m eeg2speech train`, and then start "
+            "`python -m eval run` alone"
+        )
     systems, metrics = chosen_systems(config), chosen_metrics(config, folder)
     require_precision(config)
     trained = train(config, folder)

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eeg2speech import audio
-from eeg2speech.data.loader import AT_ONCE, UNSEEN_SUBJECT, StudyData
+from eeg2speech.data.loader import StudyData
 from eeg2speech.data.preprocessing import PreprocessingConfig, baseline_and_clamp
+from eeg2speech.data.reader import AT_ONCE, UNSEEN_SUBJECT
 from eeg2speech.data.sampler import TrainingSampler
 from eeg2speech.data.splits import SplitConfig
 from eeg2speech.data.windows import WindowConfig

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from eeg2speech.training.log import read_metrics
 from eeg2speech.training.loop import Stage, StageConfig, train
 from eeg2speech.training.optim import learning_rate
 from eeg2speech.training.processes import share
+from eeg2speech.training.stages import ContrastiveStage
 
 WINDOWS = 8
 
@@ -396,31 +397,49 @@ def test_channels_last_trains_to_the_same_weights(tmp_path: Path) -> None:
         assert torch.allclose(tensor, results[1][name], rtol=1e-9)
 
 
+class Embedding(nn.Module):
+    """(B, 4, 1) to itself times a matrix: an encoder of EEG or of audio."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Linear(4, 3).double()
+
+    def forward(self, x: Tensor, *_: Tensor) -> Tensor:
+        return self.matrix(x[..., 0])[..., None]
+
+
+STAGES: dict[str, Callable[[], Stage]] = {
+    "rows": lambda: Regression(nn.Linear(4, 1).double()),
+    "contrastive": lambda: ContrastiveStage(Embedding(), Embedding()),  # whose loss is no mean over rows
+}
 TWO_PROCESSES = """
 import os, sys
 from pathlib import Path
 import torch
-from torch import nn
-from tests.test_loop import Regression, batch_at, config, train, validation64
+from tests.test_loop import STAGES, batches64, config, train, validation64
 torch.manual_seed(int(os.environ["RANK"]))  # the first process's start must win
-stage = Regression(nn.Linear(4, 1).double())
-batches = lambda i: batch_at(i, torch.float64)
-train(stage, batches, validation64, config(log_every=1), Path(sys.argv[1]), "d", 0, progress=False)
+train(STAGES[sys.argv[2]](), batches64, validation64, config(log_every=1), Path(sys.argv[1]), "d", 0, progress=False)
 """
 
 
+def batches64(index: int) -> Batch:
+    """Two pairs of windows are of the same speech, and lie in the shares of different processes."""
+    batch = batch_at(index, torch.float64)
+    return replace(batch, features=batch.eeg.flip(1), stimulus=torch.tensor([0, 1, 2, 3, 4, 0, 6, 3]))
+
+
 def validation64() -> Iterator[Batch]:
-    yield batch_at(10_001, torch.float64)
+    yield batches64(10_001)
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["contrastive", pytest.param("rows", marks=pytest.mark.slow)])
+def test_two_processes_train_as_one(kind: str, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path / "two")]
+    command = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path / "two"), kind]
     running = [
         subprocess.Popen(command, env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE)
         for rank in ("0", "1")
@@ -429,9 +448,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors.decode()
     torch.manual_seed(0)
-    stage = Regression(nn.Linear(4, 1).double())
     one = tmp_path / "one"
-    train(stage, lambda i: batch_at(i, torch.float64), validation64, config(log_every=1), one, "d", 0, progress=False)
+    train(STAGES[kind](), batches64, validation64, config(log_every=1), one, "d", 0, progress=False)
     for name, tensor in load_file(one / "weights.safetensors").items():
         assert torch.allclose(load_file(tmp_path / "two" / "weights.safetensors")[name], tensor, rtol=1e-9)
     for row, other in zip(without_times(one), without_times(tmp_path / "two"), strict=True):

@@ -41,6 +41,14 @@ def test_clip_loss_is_the_cross_entropy_without_twins(stimulus: list[int]) -> No
     assert float(loss) == pytest.approx(float(np.mean(losses)), rel=1e-6)
 
 
+def test_clip_loss_of_shares_is_the_whole_batches() -> None:
+    """What several processes do: each ranks its estimates among the candidates of all."""
+    estimate, candidate = (torch.from_numpy(x) for x in embeddings(6, 6))
+    stimulus = torch.tensor([3, 1, 3, 4, 1, 5])
+    parts = [clip_loss(estimate[i : i + 2], candidate, stimulus, first=i) for i in (0, 2, 4)]
+    torch.testing.assert_close(torch.stack(parts).mean(), clip_loss(estimate, candidate, stimulus))
+
+
 def test_clip_loss_of_one_speech_has_no_gradient() -> None:
     """Where every example is the same speech there is nothing to tell apart."""
     estimate, candidate = (torch.from_numpy(x).requires_grad_() for x in embeddings(3, 3))

@@ -269,6 +269,45 @@ def test_the_denoisers_error_reaches_a_jointly_trained_encoder() -> None:
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in stage.eeg_encoder.parameters())
 
 
+# What torch.compile reaches
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "diffusion", "latents encoded at each step"])
+def test_every_network_of_a_stage_is_compiled_in_training_alone(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a backend that counts graphs and runs them as they are."""
+    graphs: list[torch.fx.GraphModule] = []
+    compiled: list[nn.Module] = []
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    def compile_(module: nn.Module) -> None:
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend=count)
+
+    monkeypatch.setattr(nn.Module, "compile", compile_)
+    vae = tiny_pipeline().vae.requires_grad_(True)
+    stages = {
+        "autoencoder": lambda: AutoencoderStage(vae, kl_weight=1e-4, crop_frames=32),
+        "diffusion": tiny_stage,
+        "latents encoded at each step": lambda: tiny_stage(latents=vae),
+    }
+    stage, settings = stages[kind](), StageConfig(steps=1, batch_size=4, learning_rate=1e-3, compile=True)
+    train(stage, lambda i: short(4), list, settings, tmp_path, "d", 0, progress=False)
+    parts = [vae.encoder, vae.decoder] if kind != "diffusion" else []
+    parts += [] if kind == "autoencoder" else [stage.denoiser, stage.eeg_encoder, stage.audio_encoder]
+    assert {id(m) for m in compiled} == {id(m) for m in parts}
+    made = len(graphs)
+    assert made >= 2
+    for module in parts:
+        assert module._compiled_call_impl is None
+    encode(vae, short(4).log_mel)
+    assert len(graphs) == made, "what is sampled is not compiled"
+
+
 # Latents and activations, kept or made again
 
 

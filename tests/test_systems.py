@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from eeg2speech.config import ExperimentConfig
 from eeg2speech.errors import UserError
 from eeg2speech.evaluation import SamplingConfig
+from eeg2speech.runs import RunFolder
 from eeg2speech.training.run import Trained
 from eval import runner
 from eval.metrics.base import TestSet
@@ -83,6 +84,13 @@ def test_rows_are_chosen_by_name() -> None:
         chosen_systems(config(systems=["eeg", "charm"]))
     with pytest.raises(UserError, match="must contain eeg"):
         chosen_systems(config(systems=["shuffled"]))
+
+
+def test_an_evaluation_is_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"one process: train in several by `accelerate launch -m eeg2speech train`"):
+        runner.run(config(), RunFolder(tmp_path / "run"), "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_speech_is_sampled_in_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,19 +1,16 @@
-"""A study, prepared: tables, memory-mapped EEG and features, and batches cut from them."""
+"""A study, prepared: tables, memory-mapped EEG and features, and what is said about them."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from eeg2speech import audio
 from eeg2speech.batch import Batch
@@ -21,18 +18,12 @@ from eeg2speech.data.base import Recording, SpeechStudy
 from eeg2speech.data.channels import eyes_only, require_inputs
 from eeg2speech.data.crosstalk import crosstalk
 from eeg2speech.data.features import StimulusFeatures
-from eeg2speech.data.preprocessing import PreprocessingConfig, Scaler, baseline_and_clamp, preprocess_all
+from eeg2speech.data.preprocessing import PreprocessingConfig, Scaler, preprocess_all
+from eeg2speech.data.reader import UNSEEN_SUBJECT, WindowReader
 from eeg2speech.data.splits import SPLITS, Finding, SplitConfig, audit, require_clean
 from eeg2speech.data.windows import Cut, WindowConfig, cut
 from eeg2speech.errors import UserError
 from eeg2speech.files import atomic_path, digest
-
-AT_ONCE = 8
-"""Windows whose baseline is taken off together: few enough to stay in the processor's cache."""
-WORKERS = min(4, os.cpu_count() or 1)
-"""Threads that share a batch: most of its time is copying, which holds no lock."""
-UNSEEN_SUBJECT = -1
-"""`Batch.subject` of a listener who is not among the training subjects."""
 
 
 @dataclass(frozen=True)
@@ -179,60 +170,15 @@ class StudyData:
         """(n, N) float32 at 16 kHz: the speech of windows. Raises UserError where the study has none."""
         if self.features.waveforms is None:
             raise UserError(f"study {self.name} has no audio, only feature arrays; leave the audio metrics out")
-        return self.features.waveforms[self._columns.stimulus[rows]]
+        return self.features.waveforms[self._reader.stimulus[rows]]
 
     def starts(self, rows: np.ndarray) -> np.ndarray:
         """(n,) first EEG sample of windows in their recording."""
-        return self._columns.start[np.asarray(rows)]
+        return self._reader.start[np.asarray(rows)]
 
     def batch(self, rows: np.ndarray, starts: np.ndarray | None = None) -> Batch:
         """The windows of these rows, in this order; with `starts`, what their recordings hold from there on instead."""
-        columns, rows = self._columns, np.asarray(rows)
-        starts = columns.start[rows] if starts is None else np.asarray(starts)
-        recordings, stimulus = columns.recording[rows], columns.stimulus[rows]
-        eeg = np.empty((len(rows), self.n_channels, self.n_times), dtype=np.float32)
-        features = np.empty((len(rows), *self.features.features.shape[1:]), dtype=np.float32)
-
-        def fill(part: slice) -> None:
-            self._fill(eeg[part], recordings[part], starts[part])
-            self.features.features.take(
-                stimulus[part], axis=0, out=features[part], mode="clip"
-            )  # else through a buffer
-
-        each = max(1, -(-len(rows) // WORKERS))
-        list(_workers().map(fill, (slice(first, first + each) for first in range(0, len(rows), each))))
-        return Batch(
-            eeg=torch.from_numpy(eeg),
-            positions=torch.from_numpy(columns.positions[recordings]),
-            subject=torch.from_numpy(columns.subject[rows]),
-            stimulus=torch.from_numpy(stimulus),
-            features=torch.from_numpy(features),
-            text=tuple(columns.text[rows]),
-            speech=None if self.features.speech is None else torch.from_numpy(self.features.speech[stimulus]),
-        )
-
-    def _fill(self, eeg: np.ndarray, recordings: np.ndarray, starts: np.ndarray) -> None:
-        """Windows into `eeg` (n, C, T), a few at a time through one buffer."""
-        n_before, n_mean = self.preprocessing.baseline
-        known = np.empty((AT_ONCE, self.n_channels, n_before + self.n_times), dtype=np.float32)
-        for first in range(0, len(eeg), AT_ONCE):
-            out, start = eeg[first : first + AT_ONCE], starts[first : first + AT_ONCE]
-            available = np.minimum(n_before, start)
-            self._read(known[: len(out)], recordings[first : first + AT_ONCE], start, available, n_before)
-            baseline_and_clamp(known[: len(out)], n_before, available, self.preprocessing.clamp, n_mean, out)
-
-    def _read(
-        self, out: np.ndarray, recordings: np.ndarray, starts: np.ndarray, available: np.ndarray, n_before: int
-    ) -> None:
-        """Slices of the recordings into `out` (n, C, n_before + T); 0 before their beginning and in channels that they
-        lack."""
-        for window, recording, start, before in zip(
-            out, recordings.tolist(), starts.tolist(), available.tolist(), strict=True
-        ):
-            where, source = self._columns.sources[recording]
-            if before < n_before or len(source) < self.n_channels:
-                window.fill(0.0)
-            window[where, n_before - before :] = source[:, start - before : start + self.n_times]
+        return self._reader.batch(rows, starts)
 
     def facts(self) -> dict[str, Any]:
         """What a report says about the data: plain values only."""
@@ -269,54 +215,29 @@ class StudyData:
         }
 
     @cached_property
-    def _columns(self) -> _Columns:
-        return _Columns.of(self)
-
-
-@lru_cache
-def _workers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(WORKERS, "windows")
-
-
-if hasattr(os, "register_at_fork"):  # a forked process has none of these threads: it makes its own
-    os.register_at_fork(after_in_child=_workers.cache_clear)
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """The window table as arrays: a batch must not touch a DataFrame."""
-
-    recording: np.ndarray
-    start: np.ndarray
-    stimulus: np.ndarray
-    subject: np.ndarray
-    text: np.ndarray
-    sources: list[tuple[slice | np.ndarray, np.ndarray]]
-    """By recording: rows of the union, and the EEG."""
-    positions: np.ndarray
-    """(recordings, C, 2)."""
-
-    @classmethod
-    def of(cls, data: StudyData) -> _Columns:
-        names = list(data.eeg)
+    def _reader(self) -> WindowReader:
+        names = list(self.eeg)
         number = {name: i for i, name in enumerate(names)}
-        subject = {name: i for i, name in enumerate(data.subjects)}
-        everything = np.arange(data.n_channels)
-        stimulus = data.windows["stimulus"].to_numpy(np.int64)
-        if len(stimulus) and not 0 <= stimulus.min() <= stimulus.max() < len(data.features.features):
+        subject = {name: i for i, name in enumerate(self.subjects)}
+        everything = np.arange(self.n_channels)
+        stimulus = self.windows["stimulus"].to_numpy(np.int64)
+        if len(stimulus) and not 0 <= stimulus.min() <= stimulus.max() < len(self.features.features):
             raise ValueError("a window names a stimulus that is not there")
-        return cls(
-            recording=data.windows["recording"].map(number).to_numpy(np.int64),
-            start=data.preprocessing.slice_start(data.windows["onset_s"].to_numpy(float)),
+        return WindowReader(
+            recording=self.windows["recording"].map(number).to_numpy(np.int64),
+            start=self.preprocessing.slice_start(self.windows["onset_s"].to_numpy(float)),
             stimulus=stimulus,
-            subject=np.array([subject.get(s, UNSEEN_SUBJECT) for s in data.windows["subject"]], dtype=np.int64),
-            text=data.windows["text"].to_numpy(object),
+            subject=np.array([subject.get(s, UNSEEN_SUBJECT) for s in self.windows["subject"]], dtype=np.int64),
+            text=self.windows["text"].to_numpy(object),
             sources=[
                 # a whole row range is copied several times faster than one picked by an index array
-                (slice(None) if np.array_equal(data.channel_rows[n], everything) else data.channel_rows[n], data.eeg[n])
+                (slice(None) if np.array_equal(self.channel_rows[n], everything) else self.channel_rows[n], self.eeg[n])
                 for n in names
             ],
-            positions=np.stack([data.recording_positions[n] for n in names]),
+            positions=np.stack([self.recording_positions[n] for n in names]),
+            features=self.features,
+            preprocessing=self.preprocessing,
+            n_times=self.n_times,
         )
 
 

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from eeg2speech import audio
+from eeg2speech.device import device
 from eeg2speech.errors import UserError
 from eeg2speech.files import digest
 from eeg2speech.models.audio_encoder import SpeechHead
@@ -28,7 +29,7 @@ class SpeechModel(ABC):
     """A frozen network over 16 kHz speech. Every row of its output depends on that row of sound alone."""
 
     def __init__(self, model: Any, about: dict[str, Any]) -> None:
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device()
         self.model = model.eval().requires_grad_(False).to(self.device)
         weights = hashlib.sha256()
         for name, value in sorted(model.state_dict().items()):

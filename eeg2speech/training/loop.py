@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from diffusers import AutoencoderKL
 from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -156,9 +157,9 @@ class _Loop:
             modules.to(self.device)
             if config.channels_last:
                 modules.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            if config.compile:
-                for module in modules.values():
-                    module.compile()
+        if config.compile:
+            for network in _called(stage):
+                network.compile()
         broadcast(stage.modules, self.accelerator)
         self.trained = {name: p for name, p in stage.modules.named_parameters() if p.requires_grad}
         self.optimizer = self.accelerator.prepare(adamw(self.trained, config.weight_decay))
@@ -307,6 +308,10 @@ class _Loop:
             facts["energy_j"] = self.energy.read() if self.energy is not None else None
             write_done(self.folder, self.depends, [WEIGHTS, METRICS], facts)
             checkpoint.remove(self.folder / CHECKPOINT)
+        if self.config.compile:  # what is sampled is the same whether it was trained in this process or loaded
+            for network in _called(self.stage):
+                network._compiled_call_impl = None  # there is no public way back
+            torch.compiler.reset()
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()
 
@@ -323,6 +328,12 @@ def derived_seed(*parts: int | str) -> int:
     """63 bits of the SHA-256 of the parts: a stream for each (seed, stage, step), and nothing to save on resume."""
     text = "/".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _called(stage: Stage) -> list[nn.Module]:
+    """What torch.compile can compile: an autoencoder is not called itself, its encoder and decoder are."""
+    networks = [*stage.modules.values(), *stage.frozen.values()]
+    return [m for n in networks for m in ([n.encoder, n.decoder] if isinstance(n, AutoencoderKL) else [n])]
 
 
 def _clear(folder: Path) -> None:

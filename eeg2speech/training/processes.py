@@ -8,9 +8,10 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eeg2speech.batch import Batch
+from eeg2speech.device import device, has_bfloat16
 from eeg2speech.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,25 +23,6 @@ DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Of an Accelerator's `mixed_precision`."""
 
 
-def has_bfloat16(device: str) -> bool:
-    """Whether products in bfloat16 are worth it on a device of this type ("cpu", "cuda", ...).
-
-    PyTorch imitates them on x86 below AVX-512, in ten times what float32 takes and more, and on GPUs before Ampere.
-    """
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device != "cpu":
-        return True
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def device() -> torch.device:
-    """Where this process trains and generates: accelerate's choice, a GPU where there is one."""
-    from accelerate import PartialState
-
-    return PartialState().device
-
-
 def make_accelerator(mixed_precision: str, stage: str) -> Accelerator:
     """An Accelerator of this precision; of float32, with a warning, where bf16 would only be imitated.
 
@@ -50,6 +32,7 @@ def make_accelerator(mixed_precision: str, stage: str) -> Accelerator:
     from accelerate.state import AcceleratorState
     from accelerate.utils import GradientAccumulationPlugin
 
+    device()  # by which float32 is float32
     AcceleratorState._reset_state()  # else the precision of this process's first stage would bind all others
     plugin = GradientAccumulationPlugin(num_steps=1)  # the loop divides by the number of micro-batches itself
     accelerator = Accelerator(mixed_precision=mixed_precision, gradient_accumulation_plugin=plugin)
@@ -88,6 +71,37 @@ def average_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerat
     flat = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+def gathered(mine: Tensor) -> Tensor:
+    """(B, ...) of each process -> (processes * B, ...) of all, in their order, gradients included.
+
+    For losses that are no means over rows: their gradients, averaged over processes, are then those of one process
+    with the whole batch.
+    """
+    return _Gather.apply(mine) if _several() else mine
+
+
+def process_index() -> int:
+    return torch.distributed.get_rank() if _several() else 0
+
+
+def _several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor) -> Tensor:
+        parts = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, mine.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        summed = gradient.contiguous()
+        torch.distributed.all_reduce(summed)
+        return summed.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
 
 
 def any_process(flag: bool, accelerator: Accelerator) -> bool:

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import yaml
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from eeg2speech import audio
 from eeg2speech.config import ExperimentConfig
 from eeg2speech.data.loader import StudyData
 from eeg2speech.data.sampler import TrainingSampler
-from eeg2speech.files import atomic_path, digest, sha256, write_atomically
+from eeg2speech.device import device
+from eeg2speech.files import digest, sha256, write_atomically
 from eeg2speech.models.audio_encoder import DeepMelConfig
-from eeg2speech.models.autoencoder import LinearSkipAutoencoder, fit_scale, to_image
+from eeg2speech.models.autoencoder import LinearSkipAutoencoder, to_image
 from eeg2speech.models.denoiser import Denoiser
 from eeg2speech.models.eeg_encoder import AlignedConv
 from eeg2speech.models.regressor import Regressor
@@ -27,6 +26,7 @@ from eeg2speech.models.speech_model import SpeechModel
 from eeg2speech.pipeline import EEG2SpeechPipeline
 from eeg2speech.runs import RunFolder, is_done, step
 from eeg2speech.training.checkpoint import load_weights
+from eeg2speech.training.latents import encoded_stimuli, evenly, training_stimuli
 from eeg2speech.training.loop import WEIGHTS, Stage, StageConfig, derived_seed
 from eeg2speech.training.loop import train as train_stage
 from eeg2speech.training.pretrained import (
@@ -36,13 +36,10 @@ from eeg2speech.training.pretrained import (
     start_denoiser,
     start_eeg_encoder,
 )
-from eeg2speech.training.processes import device
 from eeg2speech.training.stages import AutoencoderStage, ContrastiveStage, DiffusionStage, RegressionStage
 
 VALIDATION_WINDOWS = 128
 ALIGNMENT_WINDOWS = 1024
-SCALE_STIMULI = 512
-LATENTS = "latents.safetensors"
 
 
 @dataclass
@@ -117,7 +114,7 @@ class _Trainer:
     ) -> None:
         self.config, self.folder, self.data, self.speech_model = config, folder, data, speech_model
         self.rows = data.indices("train")
-        self.valid_rows = _spread(data.indices("valid"), VALIDATION_WINDOWS)
+        self.valid_rows = evenly(data.indices("valid"), VALIDATION_WINDOWS)
         # One per stage, filled in order: a later stage depends on the earlier ones it builds on.
         self.depends: dict[str, str] = {}
         self.latents: Tensor | AutoencoderKL | None = None  # of every stimulus, or what encodes them
@@ -171,7 +168,7 @@ class _Trainer:
     def fit_alignment(self, encoder: nn.Module) -> None:
         """Gives an encoder that aligns subjects their training EEG, evenly spread over the recordings."""
         if isinstance(encoder, AlignedConv):
-            batch = self.data.batch(_spread(self.rows, ALIGNMENT_WINDOWS))
+            batch = self.data.batch(evenly(self.rows, ALIGNMENT_WINDOWS))
             encoder.fit_alignment(batch.eeg, batch.subject)
 
     def contrastive(self, denoiser: Denoiser | None) -> tuple[nn.Module, nn.Module]:
@@ -188,7 +185,7 @@ class _Trainer:
             start = [{"init": sha256(config.training.contrastive.init)}]
         self.seeded("audio_encoder")
         audio_encoder = model.audio_encoder.build(n_bands=data.features.heard.shape[1], **sizes)
-        audio_encoder.fit_scale(_of_training(data, data.features.heard))
+        audio_encoder.fit_scale(training_stimuli(data, data.features.heard))
         parts = [model.embedding.model_dump(), model.eeg_encoder.model_dump(), model.audio_encoder.model_dump(), *start]
         if self.speech_model is not None:
             parts.append({"speech_model": self.speech_model.signature})
@@ -213,7 +210,7 @@ class _Trainer:
             n_subjects=data.n_subjects, n_channels=data.n_channels, dim=data.n_bands, n_frames=data.n_frames
         )
         self.fit_alignment(encoder)
-        regressor = Regressor(encoder, _of_training(data, data.features.features))
+        regressor = Regressor(encoder, training_stimuli(data, data.features.features))
         self.train(RegressionStage(regressor), config, choice.model_dump())
         return regressor
 
@@ -225,7 +222,7 @@ class _Trainer:
         if training.gradient_checkpointing:
             autoencoder.enable_gradient_checkpointing()
         if isinstance(autoencoder, LinearSkipAutoencoder):
-            features = _of_training(self.data, self.data.features.features)
+            features = training_stimuli(self.data, self.data.features.features)
             autoencoder.fit_skip(to_image(autoencoder, features.transpose(1, 2).unsqueeze(1)))
         start: list[str] = []
         if training.init is not None:
@@ -239,7 +236,14 @@ class _Trainer:
         """Untrained, for the latents of this autoencoder, which it encodes."""
         config, training = self.config, self.config.training.diffusion
         assert training is not None
-        encoded = self.encoded(autoencoder, training.cache_latents)  # also fits the autoencoder's scale
+        encoded = encoded_stimuli(
+            autoencoder,
+            self.data,
+            self.folder.stage("latents"),
+            self.depends["autoencoder"],
+            cached=training.cache_latents,
+            published=training.init is not None,
+        )
         self.latents = encoded if training.cache_latents else autoencoder
         self.seeded("denoiser")
         denoiser = config.model.denoiser.build(
@@ -299,54 +303,3 @@ class _Trainer:
             with step(self.folder.pipeline, depends):
                 pipeline.save_pretrained(self.folder.pipeline)
         return pipeline
-
-    def encoded(self, autoencoder: AutoencoderKL, cached: bool) -> Tensor:
-        """(n_stimuli, L, T / 4, 16): every stimulus encoded once, scaled by the training split's statistics.
-
-        Not `cached`, it is but as many training stimuli as those statistics need. A published denoiser knows
-        latents at the scale that was published with its autoencoder.
-        """
-        diffusion = self.config.training.diffusion
-        published = diffusion is not None and diffusion.init is not None
-        depends, place = digest([self.depends["autoencoder"], cached, published]), self.folder.stage("latents")
-        if not is_done(place, depends):
-            with step(place, depends), atomic_path(place / LATENTS) as partial:
-                save_file(self._encode(autoencoder, cached, published), partial)
-        stored = load_file(place / LATENTS)
-        if not published:
-            scale = {key: stored[key].tolist() for key in ("latents_mean", "latents_std")}
-            autoencoder.register_to_config(**scale)
-        return stored["latents"]
-
-    @torch.no_grad()
-    def _encode(self, autoencoder: AutoencoderKL, cached: bool, published: bool) -> dict[str, Tensor]:
-        """The latents, and the mean and deviation that scaled them unless that was published."""
-        features, training = self.data.features.features, _training_stimuli(self.data)
-        autoencoder.to(device())
-        rows = np.arange(len(features)) if cached else _spread(training, SCALE_STIMULI)
-        encoded = []
-        for start in range(0, len(rows), 32):
-            log_mel = torch.from_numpy(np.array(features[rows[start : start + 32]])).transpose(1, 2).unsqueeze(1)
-            image = to_image(autoencoder, log_mel.to(autoencoder.device))
-            encoded.append(autoencoder.encode(image).latent_dist.mode().cpu())
-        latents = torch.cat(encoded)
-        if published:
-            return {"latents": (latents * autoencoder.config.scaling_factor).contiguous()}
-        fit_scale(autoencoder, latents[training] if cached else latents)
-        scale = {key: torch.tensor(autoencoder.config[key]) for key in ("latents_mean", "latents_std")}
-        mean, std = (each.view(1, -1, 1, 1) for each in scale.values())
-        return {"latents": ((latents - mean) / std).contiguous()} | scale
-
-
-def _training_stimuli(data: StudyData) -> np.ndarray:
-    return np.unique(data.windows["stimulus"].to_numpy()[data.indices("train")])
-
-
-def _of_training(data: StudyData, features: np.ndarray) -> Tensor:
-    """(n, K, F): some training stimuli, enough for a mean and a deviation."""
-    return torch.from_numpy(np.array(features[_spread(_training_stimuli(data), SCALE_STIMULI)]))
-
-
-def _spread(rows: np.ndarray, n: int) -> np.ndarray:
-    """At most n of the rows, evenly spread."""
-    return rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)]

@@ -16,6 +16,7 @@ from eeg2speech.models.layers import normalise_embedding
 from eeg2speech.models.prior import LatentPrior
 from eeg2speech.training.loop import Stage, window_means
 from eeg2speech.training.objectives import add_noise
+from eeg2speech.training.processes import gathered, process_index
 
 
 class AutoencoderStage(Stage):
@@ -81,7 +82,7 @@ class ContrastiveStage(Stage):
         return estimate, self.modules["audio_encoder"](batch.heard)
 
     def _terms(self, estimate: Tensor, candidate: Tensor, batch: Batch) -> dict[str, Tensor]:
-        contrastive = clip_loss(estimate, candidate, batch.stimulus)
+        contrastive = contrast(estimate, candidate, batch.stimulus, self.modules.training)
         if self.prior is None or self.latents is None:
             return {"loss": contrastive}
         cond = mixed_condition(estimate, candidate, self.audio_share)
@@ -172,7 +173,7 @@ class DiffusionStage(Stage):
         error = (predicted - noised.target).square().mean(dim=(1, 2, 3))
         terms = {"loss": (noised.weight * error).mean(), "error": error.mean()}
         if self.contrastive_weight is not None:
-            terms["contrastive"] = clip_loss(estimate, candidate, batch.stimulus)
+            terms["contrastive"] = contrast(estimate, candidate, batch.stimulus, self.modules.training)
             terms["loss"] = terms["loss"] + self.contrastive_weight * terms["contrastive"]
         return terms
 
@@ -191,6 +192,13 @@ class DiffusionStage(Stage):
         cond = mixed_condition(estimate, candidate, 1.0 if only_audio else self.audio_share)
         dropped = torch.rand(n, device=estimate.device) < self.null_share
         return self.denoiser.drop(cond, dropped)
+
+
+def contrast(estimate: Tensor, candidate: Tensor, stimulus: Tensor, training: bool) -> Tensor:
+    """The contrastive loss; in training among the candidates of all processes, for validation is the first one's."""
+    if not training:
+        return clip_loss(estimate, candidate, stimulus)
+    return clip_loss(estimate, gathered(candidate), gathered(stimulus), process_index() * len(estimate))
 
 
 @torch.no_grad()

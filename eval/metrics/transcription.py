@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eeg2speech.audio import SAMPLE_RATE
+from eeg2speech.device import device
 from eeg2speech.errors import UserError
 from eeg2speech.evaluation import TranscriptionOptions
 from eeg2speech.files import sha256
@@ -136,15 +137,14 @@ class Transcriber:
         import torch
         from whisper import log_mel_spectrogram
 
-        device = self.model.device
         padded_length = self.model.dims.n_audio_ctx * 2 * 160
         mels = []
         for waveform in waveforms:
             # One by one: Whisper's spectrogram floors at the maximum of all it is given.
-            clip = torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32)).to(device)
+            clip = torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32)).to(self.model.device)
             mels.append(log_mel_spectrogram(torch.nn.functional.pad(clip, (0, padded_length - len(clip)))))
         # On a CPU one clip at a time keeps the activations in the cache.
-        group = 1 if device.type == "cpu" else len(mels)
+        group = 1 if self.model.device.type == "cpu" else len(mels)
         return torch.cat([self.model.encoder(m) for m in torch.stack(mels).split(group)])
 
 
@@ -154,8 +154,7 @@ def load_whisper(checkpoint: Path, audio_context_s: float = 30.0) -> Whisper:
     import torch
     from whisper.model import ModelDimensions, Whisper
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    content = torch.load(checkpoint, map_location=device, weights_only=True)
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     try:
         dims, state = content["dims"], content["model_state_dict"]
     except (KeyError, TypeError) as error:
@@ -164,7 +163,7 @@ def load_whisper(checkpoint: Path, audio_context_s: float = 30.0) -> Whisper:
     position = "encoder.positional_embedding"
     model = Whisper(ModelDimensions(**{**dims, "n_audio_ctx": frames}))
     model.load_state_dict({**state, position: state[position][:frames]})
-    return model.eval().to(device)
+    return model.eval().to(device())
 
 
 @lru_cache
