@@ -17,7 +17,9 @@ def train(arguments: argparse.Namespace) -> None:
     from eeg2speech.training import run
 
     experiment = config.load(arguments.config, arguments.overrides, arguments.name)
-    run.train(experiment, RunFolder(arguments.runs / experiment.name))
+    folder = RunFolder(arguments.runs / experiment.name)
+    trained = run.train(experiment, folder)
+    print(f"trained: {folder.path if trained.pipeline is None else folder.pipeline}")
 
 
 def ladder(arguments: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
@@ -197,9 +197,9 @@ class ExperimentConfig(Config):
         training, model = self.training.diffusion, self.model
         if training is None:
             return self
-        conditioning = model.denoiser.conditioning
-        cut_together = conditioning == ("time_aligned",) and self.embedding_frames % self.latent_frames == 0
-        if training.crop_frames is not None and not cut_together:
+        if training.crop_frames is None:
+            return self
+        if model.denoiser.conditioning != ("time_aligned",) or self.embedding_frames % self.latent_frames:
             raise ValueError(
                 "training.diffusion.crop_frames cuts the condition with the latent: it needs conditioning "
                 f"[time_aligned], and embedding frames (now {self.embedding_frames}) that are a multiple of the "
@@ -335,7 +335,8 @@ def _sentence(error: ValidationError) -> str:
     return "; ".join(faults)
 
 
-_PART_NAMES = {
-    "clip_conv", "aligned_conv", "linear", "deep_mel", "wav2vec2", "clap", "griffin_lim", "hifigan",
-    "noise_schedule", "flow_schedule",
-}  # fmt: skip
+_PART_NAMES = {"noise_schedule", "flow_schedule"} | {
+    part.model_fields["name"].default
+    for parts in (EEGEncoderConfig, AudioEncoderConfig, VocoderConfig)
+    for part in get_args(get_args(parts)[0])
+}

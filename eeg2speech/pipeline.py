@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from eeg2speech.audio import HOP_LENGTH
 from eeg2speech.models.autoencoder import decode
-from eeg2speech.models.denoiser import Denoiser
+from eeg2speech.models.denoiser import ConditionalDenoiser
 from eeg2speech.models.layers import normalise_embedding
 from eeg2speech.models.schedule import set_steps
+
+LEAST, MOST = 0.02, 20.0
+"""Deviations of EEG that was scaled by its interquartile range lie within these, in volts or microvolts outside."""
 
 
 class EEG2SpeechPipeline(DiffusionPipeline):
@@ -28,7 +33,7 @@ class EEG2SpeechPipeline(DiffusionPipeline):
     def __init__(
         self,
         eeg_encoder: nn.Module,
-        denoiser: Denoiser,
+        denoiser: ConditionalDenoiser,
         vae: AutoencoderKL,
         vocoder: nn.Module,
         scheduler: SchedulerMixin,
@@ -39,8 +44,13 @@ class EEG2SpeechPipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
         guidance_rescale: float = 0.0,
         temperature: float = 1.0,
+        eeg_input: dict[str, Any] | None = None,
     ) -> None:
-        """Latents are (B, L, `latent_frames`, `latent_bins`); the other numbers are those of a call that names none."""
+        """Latents are (B, L, `latent_frames`, `latent_bins`); the other numbers are those of a call that names none.
+
+        `eeg_input` says what EEG it was trained on, and a call is held to it: `ch_names` in their order, `sfreq_hz`,
+        `n_times` of a window, `subjects` in the order of their indices.
+        """
         super().__init__()
         self.register_modules(
             eeg_encoder=eeg_encoder,
@@ -57,14 +67,22 @@ class EEG2SpeechPipeline(DiffusionPipeline):
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             temperature=temperature,
+            eeg_input=eeg_input,
         )
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **settings: Any) -> EEG2SpeechPipeline:
+        """diffusers' own, after importing every part there is: it loads none whose module nobody has imported."""
+        import eeg2speech.config  # noqa: F401
+
+        return super().from_pretrained(*arguments, **settings)
 
     @torch.no_grad()
     def __call__(
         self,
-        eeg: Tensor | None = None,
-        positions: Tensor | None = None,
-        subject: Tensor | None = None,
+        eeg: ArrayLike | None = None,
+        positions: ArrayLike | None = None,
+        subject: ArrayLike | None = None,
         *,
         cond: Tensor | None = None,
         num_inference_steps: int | None = None,
@@ -75,19 +93,24 @@ class EEG2SpeechPipeline(DiffusionPipeline):
     ) -> Tensor:
         """EEG (B, C, T), positions (B, C, 2), subject (B,) -> waveforms (B, N) at 16 kHz.
 
-        EEG is scaled, baseline-corrected and clamped as `StudyData.batch` gives it. Instead of EEG,
-        an embedding `cond` (B, D, T') may be given. Example b depends on its own input and
-        `seeds[b]` (b where not given) alone, not on the batch it is in. How it is sampled is as the
-        pipeline was made where it is not given: a trained one has the values it was evaluated with.
+        EEG is scaled, baseline-corrected and clamped as `StudyData.batch` gives it; a missing sensor's position is
+        NaN, an unknown listener's subject -1. Instead of EEG, an embedding `cond` (B, D, T') may be given. Example b
+        depends on its own input and `seeds[b]` (b where not given) alone, not on the batch it is in. How it is
+        sampled is as the pipeline was made where it is not given: a trained one has the values it was evaluated with.
+
+        Raises ValueError for EEG that is not as `config.eeg_input` has it, and warns where its size cannot be right.
         """
         if cond is None:
             if eeg is None or positions is None or subject is None:
                 raise ValueError("give eeg, positions and subject, or cond")
-            cond = self.eeg_encoder(eeg, positions, subject)
+            cond = self.eeg_encoder(*self._checked(eeg, positions, subject))
         seeds = list(range(len(cond))) if seeds is None else list(seeds)
+        steps = self._chosen("num_inference_steps", num_inference_steps)
+        if len(seeds) != len(cond) or steps < 1:
+            raise ValueError(f"{len(cond)} examples need as many seeds and a step at least: {len(seeds)}, {steps}")
         latent = self.sample(
             normalise_embedding(cond),
-            self._chosen("num_inference_steps", num_inference_steps),
+            steps,
             self._chosen("guidance_scale", guidance_scale),
             seeds,
             self._chosen("guidance_rescale", guidance_rescale),
@@ -110,6 +133,35 @@ class EEG2SpeechPipeline(DiffusionPipeline):
         if mixed_precision == "bf16":
             for module in (self.denoiser, self.vae):
                 module.bfloat16()
+
+    def _checked(self, eeg: ArrayLike, positions: ArrayLike, subject: ArrayLike) -> tuple[Tensor, Tensor, Tensor]:
+        """On the pipeline's device, in the encoder's types."""
+        eeg, positions = (torch.as_tensor(x, dtype=torch.float32, device=self.device) for x in (eeg, positions))
+        subject = torch.as_tensor(subject, device=self.device)
+        known = self.config.eeg_input or {}
+        if eeg.ndim != 3:
+            raise ValueError(f"eeg is {tuple(eeg.shape)}: give (windows, channels, samples)")
+        n_channels = self.eeg_encoder.config.get("n_channels")  # an encoder by positions takes any layout
+        for name, found, wanted in (
+            ("channels", eeg.shape[1], n_channels),
+            ("samples", eeg.shape[2], known.get("n_times")),
+        ):
+            if wanted and found != wanted:
+                raise ValueError(f"eeg has {found} {name}, the training's had {wanted}: see config.eeg_input")
+        if positions.shape != (*eeg.shape[:2], 2):
+            raise ValueError(f"positions are {tuple(positions.shape)}: give (windows, channels, 2) for each of eeg")
+        if subject.shape != eeg.shape[:1] or subject.is_floating_point():
+            raise ValueError(f"subject is {subject.dtype} {tuple(subject.shape)}: give a whole number for each window")
+        if "subjects" in known and not -1 <= int(subject.min()) <= int(subject.max()) < len(known["subjects"]):
+            raise ValueError(f"subject goes from -1, unknown, to {len(known['subjects']) - 1}: see config.eeg_input")
+        if not eeg.isfinite().all():
+            raise ValueError("eeg holds values that are no finite numbers: leave those windows out, or repair them")
+        if not LEAST < float(eeg.std()) < MOST:
+            warnings.warn(
+                f"eeg deviates by {float(eeg.std()):.2g}, which is no scaled EEG: divide by its interquartile range",
+                stacklevel=3,
+            )
+        return eeg, positions, subject.long()
 
     def _chosen(self, name: str, given: float | None) -> Any:
         return self.config[name] if given is None else given

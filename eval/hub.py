@@ -170,6 +170,10 @@ def _limits(result: RunResult) -> str:
 def _require_pipeline(folder: Path, remedy: str) -> None:
     if not (folder / INDEX).is_file():
         raise UserError(f"{folder / INDEX} does not exist: {remedy}")
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    parts = [name for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[0]]
+    if missing := [name for name in parts if not (folder / name).is_dir()]:
+        raise UserError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names: delete it and train again")
 
 
 def _is_folder(name: str) -> bool:

@@ -193,6 +193,14 @@ def test_the_saved_pipeline_says_what_was_scored(runs: Path) -> None:
     np.testing.assert_allclose(waveform.numpy(), heard, atol=2 / 32768)
 
 
+def test_the_readme_makes_a_trained_pipeline_speak(runs: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    code = code.replace("runs/default", str(runs / "tiny")) + "\nprint(*waveforms.shape)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split()[-2:] == ["4", "48000"]
+
+
 def test_the_report_shows_every_row(runs: Path) -> None:
     page = (runs.parent / "page" / "index.html").read_text(encoding="utf-8")
     text = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)

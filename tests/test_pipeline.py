@@ -19,6 +19,7 @@ from eeg2speech import models
 from eeg2speech.config import NoiseScheduleConfig
 from eeg2speech.evaluation import SamplingConfig
 from eeg2speech.models.autoencoder import AutoencoderConfig, decode
+from eeg2speech.models.eeg_encoder import LinearEncoderConfig
 from eeg2speech.models.layers import normalise_embedding
 from eeg2speech.models.schedule import FlowScheduleConfig, network_calls
 from eeg2speech.pipeline import EEG2SpeechPipeline, rescale
@@ -277,6 +278,50 @@ def test_a_sampler_of_another_objective_is_refused() -> None:
     for schedule, scheduler in ((FlowScheduleConfig(), "ddim"), (NoiseScheduleConfig(), "heun")):
         with pytest.raises(ValueError, match=rf"sampling\.scheduler: {scheduler} does not solve"):
             sampler_of(schedule, SamplingConfig(scheduler=scheduler))  # type: ignore[arg-type]
+
+
+KNOWN = {"ch_names": ["Fz", "Cz"], "sfreq_hz": 120.0, "n_times": 360, "subjects": ["1", "2"]}
+
+
+@pytest.mark.parametrize(
+    ("eeg", "positions", "subject", "message"),
+    [
+        (EEG[0], POSITIONS, SUBJECT, r"eeg is \(2, 360\): give \(windows, channels, samples\)"),
+        (EEG[:, :, :120], POSITIONS, SUBJECT, "eeg has 120 samples, the training's had 360"),
+        (EEG, POSITIONS[:, :1], SUBJECT, r"positions are \(3, 1, 2\)"),
+        (EEG, POSITIONS, SUBJECT[:2], r"subject is torch.int64 \(2,\): give a whole number for each window"),
+        (EEG, POSITIONS, SUBJECT + 0.5, "subject is torch.float32"),
+        (EEG, POSITIONS, torch.tensor([0, 2, -1]), "subject goes from -1, unknown, to 1"),
+        (EEG.where(EEG < 1.0, torch.nan), POSITIONS, SUBJECT, "no finite numbers"),
+    ],
+)
+def test_eeg_unlike_the_trainings_is_refused(
+    eeg: torch.Tensor, positions: torch.Tensor, subject: torch.Tensor, message: str, pipeline: EEG2SpeechPipeline
+) -> None:
+    held = EEG2SpeechPipeline(**pipeline.components, eeg_input=KNOWN)
+    with pytest.raises(ValueError, match=message):
+        held(eeg, positions, subject, num_inference_steps=1)
+
+
+def test_an_encoder_that_knows_its_channels_takes_no_others(pipeline: EEG2SpeechPipeline) -> None:
+    linear = LinearEncoderConfig(lags=3).build(n_subjects=2, dim=DIM, n_frames=FRAMES, n_channels=3).eval()
+    held = EEG2SpeechPipeline(**pipeline.components | {"eeg_encoder": linear}, eeg_input=KNOWN)
+    with pytest.raises(ValueError, match="eeg has 2 channels, the training's had 3"):
+        held(EEG, POSITIONS, SUBJECT)
+
+
+def test_arrays_are_taken_and_volts_are_warned_of(pipeline: EEG2SpeechPipeline) -> None:
+    arrays = [x.numpy().astype(kind) for x, kind in ((EEG, "f8"), (POSITIONS, "f8"), (SUBJECT, "i4"))]
+    heard = pipeline(*arrays, num_inference_steps=1)
+    torch.testing.assert_close(heard, pipeline(EEG, POSITIONS, SUBJECT, num_inference_steps=1))
+    with pytest.warns(UserWarning, match=r"eeg deviates by 1e-06, which is no scaled EEG"):
+        pipeline(1e-6 * EEG, POSITIONS, SUBJECT, num_inference_steps=1)
+
+
+def test_each_example_has_a_seed_and_each_call_a_step(pipeline: EEG2SpeechPipeline) -> None:
+    for values in ({"seeds": [1]}, {"num_inference_steps": 0}):
+        with pytest.raises(ValueError, match="3 examples need as many seeds and a step at least"):
+            pipeline(cond=COND, **values)
 
 
 def test_a_saved_pipeline_says_the_same(pipeline: EEG2SpeechPipeline, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ Conditioning = Literal["film", "cross_attention", "time_aligned"]
 class DenoiserConfig(Config):
     """The default is AudioLDM-S, with attention at levels of 1/2, 1/4 and 1/8; its conditioning is film, 512 wide."""
 
+    # Not written out, for there is no other here: what is added beside it tells itself apart by its own.
+    name: Literal["unet"] = Field(default="unet", exclude_if=lambda _: True)
     channels: tuple[int, ...] = (128, 256, 384, 640)
     layers_per_block: int = 2
     attention: tuple[bool, ...] = Field(
@@ -77,8 +79,32 @@ class DenoiserConfig(Config):
         )
 
 
-class Denoiser(ModelMixin, ConfigMixin):
-    """Predicts what the scheduler asks for (eps, v or x0) from a noisy latent and a condition.
+class ConditionalDenoiser(ModelMixin, ConfigMixin):
+    """What training and sampling ask of a denoiser: (latent, t, condition) -> prediction, and a learned null condition.
+
+    `config.cond_frames` is T' of a condition. One without a `latent_prior` leaves it None.
+    """
+
+    def __init__(self, cond_dim: int) -> None:
+        super().__init__()
+        self.latent_prior: LatentPrior | None = None
+        self.null_cond = nn.Parameter(torch.zeros(cond_dim, 1))
+
+    def drop(self, cond: Tensor, dropped: Tensor) -> Tensor:
+        """(B, D, T') with the rows where `dropped` (B,) is true replaced by the null condition."""
+        return torch.where(dropped.view(-1, 1, 1), self.null_cond, cond)
+
+    def null(self, batch: int) -> Tensor:
+        """(batch, D, T'): the null condition."""
+        return self.null_cond.expand(batch, -1, int(self.config.cond_frames))
+
+    def forward(self, latent: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """(B, L, T, W) noisy latent, (B,) or () timestep, (B, D, T') -> (B, L, T, W), for any T."""
+        raise NotImplementedError
+
+
+class Denoiser(ConditionalDenoiser):
+    """A UNet. Predicts what the scheduler asks for (eps, v or x0) from a noisy latent and a condition.
 
     *film*: the condition's mean over time, as a class embedding concatenated to the time embedding
     (AudioLDM). *cross_attention*: the condition's frames as keys. *time_aligned*: the condition,
@@ -107,7 +133,7 @@ class Denoiser(ModelMixin, ConfigMixin):
         cond_fold: int = 1,
         prior: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(cond_dim)
         film, cross = "film" in conditioning, "cross_attention" in conditioning
         self.aligned = "time_aligned" in conditioning
         kind = "CrossAttn" if cross or film else "Attn"
@@ -129,25 +155,16 @@ class Denoiser(ModelMixin, ConfigMixin):
             projection_class_embeddings_input_dim=cond_dim if film else None,
             class_embeddings_concat=film,
         )
-        self.null_cond = nn.Parameter(torch.zeros(cond_dim, 1))
         if self.aligned:
             self.align = AlignedCondition(cond_dim, cond_fold, aligned_channels, latent_bins)
         self.multiple = 2 ** (len(channels) - 1)
-        self.latent_prior, self.process = None, None
+        self.process = None
         if prior is not None:
             self.latent_prior = LatentPrior(cond_dim, cond_fold, latent_channels, latent_bins)
             self.process = noise_scheduler(TypeAdapter(ScheduleConfig).validate_python(dict(prior)))
             # At the start the prediction is the prior's.
             nn.init.zeros_(self.unet.conv_out.weight)
             nn.init.zeros_(self.unet.conv_out.bias)
-
-    def drop(self, cond: Tensor, dropped: Tensor) -> Tensor:
-        """(B, D, T') with the rows where `dropped` (B,) is true replaced by the null condition."""
-        return torch.where(dropped.view(-1, 1, 1), self.null_cond, cond)
-
-    def null(self, batch: int) -> Tensor:
-        """(batch, D, T'): the null condition."""
-        return self.null_cond.expand(batch, -1, int(self.config.cond_frames))
 
     def forward(self, latent: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """(B, L, T, W) noisy latent, (B,) or () timestep, (B, D, T') -> (B, L, T, W).

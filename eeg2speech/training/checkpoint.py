@@ -72,16 +72,19 @@ def load_weights(path: Path, modules: nn.Module) -> None:
 
     Raises UserError naming the file and the first tensor that does not fit.
     """
-    restore(modules, load_tensors(path), path)
+    cure = f"the code of this model changed since; delete {path.parent} to train it again, or give a new --name"
+    restore(modules, load_tensors(path), path, cure)
 
 
-def restore(modules: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+def restore(
+    modules: nn.Module, tensors: Mapping[str, Tensor], path: Path, cure: str = "name weights of this config"
+) -> None:
     wanted = modules.state_dict()
     for name in [*wanted, *tensors]:
         if name not in tensors or name not in wanted or tensors[name].shape != wanted[name].shape:
             found = tuple(tensors[name].shape) if name in tensors else "absent"
             expected = tuple(wanted[name].shape) if name in wanted else "absent"
-            raise UserError(f"{path}: tensor {name} is {found}, the model has {expected}: name weights of this config")
+            raise UserError(f"{path}: tensor {name} is {found}, the model has {expected}: {cure}")
     modules.load_state_dict(dict(tensors))
 
 

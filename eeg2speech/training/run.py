@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import yaml
@@ -17,29 +19,22 @@ from eeg2speech.data.sampler import TrainingSampler
 from eeg2speech.device import device
 from eeg2speech.files import digest, sha256, write_atomically
 from eeg2speech.models.audio_encoder import DeepMelConfig
-from eeg2speech.models.autoencoder import LinearSkipAutoencoder, to_image
-from eeg2speech.models.denoiser import Denoiser
-from eeg2speech.models.eeg_encoder import AlignedConv
-from eeg2speech.models.regressor import Regressor
+from eeg2speech.models.denoiser import ConditionalDenoiser
 from eeg2speech.models.schedule import noise_scheduler, sampler_of
 from eeg2speech.models.speech_model import SpeechModel
 from eeg2speech.pipeline import EEG2SpeechPipeline
-from eeg2speech.runs import RunFolder, is_done, step
+from eeg2speech.runs import RunFolder, is_done, read_done, step
 from eeg2speech.training.checkpoint import load_weights
-from eeg2speech.training.latents import encoded_stimuli, evenly, training_stimuli
-from eeg2speech.training.loop import WEIGHTS, Stage, StageConfig, derived_seed
+from eeg2speech.training.latents import encoded_stimuli, evenly
+from eeg2speech.training.loop import WEIGHTS, Stage, StageConfig, code_of, derived_seed
 from eeg2speech.training.loop import train as train_stage
-from eeg2speech.training.pretrained import (
-    fingerprint,
-    require_starts,
-    start_autoencoder,
-    start_denoiser,
-    start_eeg_encoder,
-)
+from eeg2speech.training.networks import build
+from eeg2speech.training.pretrained import fingerprint, require_starts
 from eeg2speech.training.stages import AutoencoderStage, ContrastiveStage, DiffusionStage, RegressionStage
 
 VALIDATION_WINDOWS = 128
-ALIGNMENT_WINDOWS = 1024
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -115,27 +110,27 @@ class _Trainer:
         self.config, self.folder, self.data, self.speech_model = config, folder, data, speech_model
         self.rows = data.indices("train")
         self.valid_rows = evenly(data.indices("valid"), VALIDATION_WINDOWS)
+        self.networks = build(config, data)
         # One per stage, filled in order: a later stage depends on the earlier ones it builds on.
         self.depends: dict[str, str] = {}
         self.latents: Tensor | AutoencoderKL | None = None  # of every stimulus, or what encodes them
 
     def run(self) -> Trained:
-        training, data = self.config.training, self.data
-        generates = data.has_audio and training.autoencoder is not None and training.diffusion is not None
-        autoencoder = self.autoencoder() if generates else None
-        denoiser = self.denoiser(autoencoder) if autoencoder is not None else None
-        eeg_encoder, audio_encoder = self.contrastive(denoiser)
-        regressor, pipeline = None, None
-        if data.has_audio and training.regression is not None:
-            regressor = self.regression(training.regression)
-        if autoencoder is not None and denoiser is not None:
-            pipeline = self.diffusion(eeg_encoder, audio_encoder, autoencoder, denoiser)
+        networks, pipeline = self.networks, None
+        if networks.autoencoder is not None:
+            self.autoencoder(networks.autoencoder)
+        self.contrastive()
+        if networks.regressor is not None:
+            self.regression(networks.regressor)
+        if networks.autoencoder is not None and networks.denoiser is not None:
+            pipeline = self.diffusion(networks.autoencoder, networks.denoiser)
         parts = () if pipeline is None else (pipeline.denoiser, pipeline.vae, pipeline.vocoder)
-        for module in (eeg_encoder, audio_encoder, regressor, *parts):
+        for module in (networks.eeg_encoder, networks.audio_encoder, networks.regressor, *parts):
             if module is not None:  # what was trained is there already, what was loaded is not
                 module.eval().requires_grad_(False).to(device())
         depends = digest([self.depends, self.config.model.vocoder.model_dump(mode="json")])
-        return Trained(data, eeg_encoder, audio_encoder, regressor, pipeline, depends, self.speech_model)
+        encoders = (networks.eeg_encoder, networks.audio_encoder)
+        return Trained(self.data, *encoders, networks.regressor, pipeline, depends, self.speech_model)
 
     def train(self, stage: Stage, config: StageConfig, *depends: object) -> None:
         """Trains a stage unless it is done, and leaves its averaged weights in its modules."""
@@ -144,6 +139,7 @@ class _Trainer:
         )
         folder = self.folder.stage(stage.name)
         if is_done(folder, self.depends[stage.name]):
+            _warn_of_other_code(stage, folder)
             load_weights(folder / WEIGHTS, stage.modules)
             return
         stimuli = self.data.windows["stimulus"].to_numpy()
@@ -161,37 +157,35 @@ class _Trainer:
             self.config.seed,
         )
 
-    def seeded(self, name: str) -> None:
-        """Initial weights depend on the training seed and the module's name alone."""
-        torch.manual_seed(derived_seed(self.config.seed, "init", name))
+    def autoencoder(self, autoencoder: AutoencoderKL) -> None:
+        """And the latents that it makes, at their scale."""
+        training, diffusion = self.config.training.autoencoder, self.config.training.diffusion
+        assert training is not None
+        assert diffusion is not None
+        start = [] if training.init is None else fingerprint(training.init, "vae")
+        stage = AutoencoderStage(autoencoder, training.kl_weight, training.crop_frames)
+        self.train(stage, training, self.config.model.autoencoder.model_dump(), *start)
+        encoded = encoded_stimuli(
+            autoencoder.eval().requires_grad_(False),
+            self.data,
+            self.folder.stage("latents"),
+            self.depends["autoencoder"],
+            cached=diffusion.cache_latents,
+            published=diffusion.init is not None,
+        )
+        self.latents = encoded if diffusion.cache_latents else autoencoder
 
-    def fit_alignment(self, encoder: nn.Module) -> None:
-        """Gives an encoder that aligns subjects their training EEG, evenly spread over the recordings."""
-        if isinstance(encoder, AlignedConv):
-            batch = self.data.batch(evenly(self.rows, ALIGNMENT_WINDOWS))
-            encoder.fit_alignment(batch.eeg, batch.subject)
-
-    def contrastive(self, denoiser: Denoiser | None) -> tuple[nn.Module, nn.Module]:
+    def contrastive(self) -> None:
         """Where the denoiser has a prior, that is trained here, and stays as it is when the denoiser is trained."""
-        config, model, data = self.config, self.config.model, self.data
-        n_frames = self.config.embedding_frames
-        sizes = {"dim": model.embedding.dim, "n_frames": n_frames}
-        self.seeded("eeg_encoder")
-        eeg_encoder = model.eeg_encoder.build(n_subjects=data.n_subjects, n_channels=data.n_channels, **sizes)
-        self.fit_alignment(eeg_encoder)
-        start: list[object] = []
-        if config.training.contrastive.init is not None:
-            start_eeg_encoder(eeg_encoder, config.training.contrastive.init)
-            start = [{"init": sha256(config.training.contrastive.init)}]
-        self.seeded("audio_encoder")
-        audio_encoder = model.audio_encoder.build(n_bands=data.features.heard.shape[1], **sizes)
-        audio_encoder.fit_scale(training_stimuli(data, data.features.heard))
-        parts = [model.embedding.model_dump(), model.eeg_encoder.model_dump(), model.audio_encoder.model_dump(), *start]
+        networks, model, training = self.networks, self.config.model, self.config.training
+        eeg_encoder, audio_encoder = networks.eeg_encoder, networks.audio_encoder
+        parts = [model.embedding.model_dump(), model.eeg_encoder.model_dump(), model.audio_encoder.model_dump()]
+        if training.contrastive.init is not None:
+            parts.append({"init": sha256(training.contrastive.init)})
         if self.speech_model is not None:
             parts.append({"speech_model": self.speech_model.signature})
         stage = ContrastiveStage(eeg_encoder, audio_encoder)
-        training = config.training
-        prior = None if denoiser is None else denoiser.latent_prior
+        prior = None if networks.denoiser is None else networks.denoiser.latent_prior
         if prior is not None:
             assert training.diffusion is not None
             weights = {"prior_weight": training.prior_weight, "audio_share": training.diffusion.audio_share}
@@ -200,74 +194,18 @@ class _Trainer:
         self.train(stage, training.contrastive, *parts)
         if prior is not None:
             prior.requires_grad_(False)
-        return eeg_encoder, audio_encoder
 
-    def regression(self, config: StageConfig) -> nn.Module:
-        model, data = self.config.model, self.data
-        choice = model.regressor or model.eeg_encoder
-        self.seeded("regressor")
-        encoder = choice.build(
-            n_subjects=data.n_subjects, n_channels=data.n_channels, dim=data.n_bands, n_frames=data.n_frames
-        )
-        self.fit_alignment(encoder)
-        regressor = Regressor(encoder, training_stimuli(data, data.features.features))
-        self.train(RegressionStage(regressor), config, choice.model_dump())
-        return regressor
-
-    def autoencoder(self) -> AutoencoderKL:
-        training, choice = self.config.training.autoencoder, self.config.model.autoencoder
+    def regression(self, regressor: nn.Module) -> None:
+        model, training = self.config.model, self.config.training.regression
         assert training is not None
-        self.seeded("autoencoder")
-        autoencoder = choice.build()
-        if training.gradient_checkpointing:
-            autoencoder.enable_gradient_checkpointing()
-        if isinstance(autoencoder, LinearSkipAutoencoder):
-            features = training_stimuli(self.data, self.data.features.features)
-            autoencoder.fit_skip(to_image(autoencoder, features.transpose(1, 2).unsqueeze(1)))
-        start: list[str] = []
-        if training.init is not None:
-            start_autoencoder(autoencoder, training.init)
-            start = fingerprint(training.init, "vae")
-        stage = AutoencoderStage(autoencoder, training.kl_weight, training.crop_frames)
-        self.train(stage, training, choice.model_dump(), *start)
-        return autoencoder.eval().requires_grad_(False)
+        self.train(RegressionStage(regressor), training, (model.regressor or model.eeg_encoder).model_dump())
 
-    def denoiser(self, autoencoder: AutoencoderKL) -> Denoiser:
-        """Untrained, for the latents of this autoencoder, which it encodes."""
-        config, training = self.config, self.config.training.diffusion
-        assert training is not None
-        encoded = encoded_stimuli(
-            autoencoder,
-            self.data,
-            self.folder.stage("latents"),
-            self.depends["autoencoder"],
-            cached=training.cache_latents,
-            published=training.init is not None,
-        )
-        self.latents = encoded if training.cache_latents else autoencoder
-        self.seeded("denoiser")
-        denoiser = config.model.denoiser.build(
-            latent_channels=config.model.autoencoder.latent_channels,
-            latent_frames=encoded.shape[2],
-            latent_bins=encoded.shape[3],
-            cond_dim=config.model.embedding.dim,
-            cond_frames=config.embedding_frames,
-            schedule=config.model.schedule,
-        )
-        if training.gradient_checkpointing:
-            denoiser.enable_gradient_checkpointing()
-        return denoiser
-
-    def diffusion(
-        self, eeg_encoder: nn.Module, audio_encoder: nn.Module, autoencoder: AutoencoderKL, denoiser: Denoiser
-    ) -> EEG2SpeechPipeline:
+    def diffusion(self, autoencoder: AutoencoderKL, denoiser: ConditionalDenoiser) -> EEG2SpeechPipeline:
         config, training = self.config, self.config.training.diffusion
         assert training is not None
         assert self.latents is not None
-        start: list[str] = []
-        if training.init is not None:
-            start_denoiser(denoiser, training.init)
-            start = fingerprint(training.init, "unet")
+        eeg_encoder, audio_encoder = self.networks.eeg_encoder, self.networks.audio_encoder
+        start = [] if training.init is None else fingerprint(training.init, "unet")
         stage = DiffusionStage(
             denoiser,
             eeg_encoder,
@@ -283,7 +221,7 @@ class _Trainer:
         )
         parts = (config.model.denoiser.model_dump(), config.model.schedule.model_dump())
         self.train(stage, training, *parts, self.depends["contrastive"], self.depends["autoencoder"], *start)
-        chosen = config.sampling.call_arguments()
+        chosen, eeg_input = config.sampling.call_arguments(), self.eeg_input()
         pipeline = EEG2SpeechPipeline(
             eeg_encoder=eeg_encoder,
             denoiser=denoiser,
@@ -293,13 +231,30 @@ class _Trainer:
             audio_encoder=audio_encoder,
             latent_frames=config.latent_frames,
             latent_bins=audio.N_MELS // config.model.autoencoder.downsampling,
+            eeg_input=eeg_input,
             **chosen,
         )
         pipeline.set_progress_bar_config(disable=True)
-        depends = digest(
-            [self.depends["diffusion"], config.model.vocoder.model_dump(mode="json"), config.sampling.scheduler, chosen]
-        )
+        vocoder = config.model.vocoder.model_dump(mode="json")
+        depends = digest([self.depends["diffusion"], vocoder, config.sampling.scheduler, chosen, eeg_input])
         if not is_done(self.folder.pipeline, depends):
             with step(self.folder.pipeline, depends):
                 pipeline.save_pretrained(self.folder.pipeline)
         return pipeline
+
+    def eeg_input(self) -> dict[str, object]:
+        data = self.data
+        names = {"ch_names": list(data.ch_names), "subjects": list(data.subjects)}
+        return names | {"sfreq_hz": data.preprocessing.sfreq, "n_times": data.n_times}
+
+
+def _warn_of_other_code(stage: Stage, folder: Path) -> None:
+    """What a stage depends on is its configuration: edited code is no reason to lose hours, but to say so."""
+    then, now = (read_done(folder) or {}).get("code", {}), code_of(stage)
+    if changed := sorted(name for name in then if now.get(name) != then[name]):
+        logger.warning(
+            "stage %s: %s changed since it was trained; delete %s to train it again",
+            stage.name,
+            ", ".join(changed),
+            folder,
+        )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from eeg2speech.batch import Batch
 from eeg2speech.losses import clip_loss, similarity
 from eeg2speech.models.autoencoder import encode, image_error, to_image
-from eeg2speech.models.denoiser import Denoiser
+from eeg2speech.models.denoiser import ConditionalDenoiser
 from eeg2speech.models.layers import normalise_embedding
 from eeg2speech.models.prior import LatentPrior
 from eeg2speech.training.loop import Stage, window_means
@@ -134,7 +134,7 @@ class DiffusionStage(Stage):
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        denoiser: ConditionalDenoiser,
         eeg_encoder: nn.Module,
         audio_encoder: nn.Module,
         scheduler: SchedulerMixin,
