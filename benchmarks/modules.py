@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -143,8 +144,12 @@ def pulled(module: nn.Module, lever: Lever) -> nn.Module:
 
 
 def require_compiler() -> None:
-    if DEVICE.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        pytest.skip("torch.compile needs a C++ compiler")
+    """It writes C++ for a CPU; for a GPU, Triton writes what launches its kernels in C."""
+    language, variable, names = ("C", "CC", ("gcc", "clang"))
+    if DEVICE.type == "cpu":
+        language, variable, names = ("C++", "CXX", ("g++", "clang++", "c++"))
+    if not os.environ.get(variable) and not any(map(shutil.which, names)):
+        pytest.skip(f"torch.compile needs a {language} compiler: {' or '.join(names)}")
 
 
 def training_step(stage: Stage, batch: Batch, lever: Lever, folder: Path, **settings: float) -> Callable[[], None]:
