@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -45,10 +48,23 @@ def measure(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Meas
 
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
-    """Each benchmark starts from the same random numbers, and from an empty cache of the GPU's memory."""
+    """Each benchmark starts from the same random numbers, as if no other had compiled or held memory before it."""
     torch.manual_seed(0)
+    torch.compiler.reset()  # else a second shape of a network would be compiled as any shape, which is slower
+    for kept in ("last_exc", "last_value", "last_traceback"):  # by pytest, of a failure, and tensors with it
+        vars(sys).pop(kept, None)
+    gc.collect()
     if device.DEVICE.type == "cuda":
         torch.cuda.empty_cache()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """What a GPU is too small for is skipped."""
+    try:
+        return (yield)
+    except torch.cuda.OutOfMemoryError as error:
+        pytest.skip(f"{device.name()} is too small: {str(error).partition('. ')[0]}")
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:

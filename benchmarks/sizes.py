@@ -16,8 +16,8 @@ from pydantic import Field, model_validator
 from benchmarks import device
 from eeg2speech import config as experiments
 from eeg2speech.config import ModelConfig
+from eeg2speech.device import has_bfloat16
 from eeg2speech.schema import Config
-from eeg2speech.training.processes import has_bfloat16
 
 if TYPE_CHECKING:
     from _pytest.mark import ParameterSet
