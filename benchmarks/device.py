@@ -8,9 +8,11 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pynvml
 import torch
@@ -48,6 +50,19 @@ def name() -> str:
 def slug() -> str:
     """The name of the device's file in `results/`, without suffix."""
     return re.sub(r"[^a-z0-9]+", "-", name().lower()).strip("-")
+
+
+@contextmanager
+def float32_of_others(products: Literal["highest", "high"] = "highest") -> Iterator[None]:
+    """float32 as a program has it that sets nothing, or `products` alone: convolutions on a GPU in TensorFloat-32."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def synchronise() -> None:

@@ -24,6 +24,8 @@ SLOW_S = 0.3
 """A call that takes longer is repeated `SLOW_ROUNDS` times, as long as `--benchmark-max-time` asks for no more."""
 SLOW_ROUNDS = 3
 MOST_ROUNDS = 100
+ONCE: dict[str, Any] = {} if device.DEVICE.type == "cuda" else {"rounds": 1, "warm_up": False}
+"""For what takes minutes on a CPU, of which preparation is nothing; on a GPU it would be most of a first call."""
 COSTLY_S = 3.0
 """A first call on a CPU that takes longer is taken for all: little of it was preparation, and one more would be long to
 wait for. On a GPU, where it loads kernels and compiles, the second is."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.measure import Comparison, Measure
+from benchmarks.measure import ONCE, Comparison, Measure
 from benchmarks.modules import Made, half
 from benchmarks.sizes import FAST, FLOAT32, SIZES, Lever, Sampler, Shape, each_batch, each_sampler
 from eeg2speech.audio import SAMPLE_RATE
@@ -41,7 +41,7 @@ def test_eeg_to_waveform(measure: Measure, shape: Shape, batch: int) -> None:
 def test_eeg_to_waveform_ddim_200_in_float32(measure: Measure) -> None:
     """What AudioLDM's own scripts do by default, without guidance."""
     shape = SIZES.shapes[SIZES.whole]
-    whole(measure, shape, 1, FLOAT32, "ddim", 200, Comparison(WHOLE, "peer"), rounds=1, warm_up=False)
+    whole(measure, shape, 1, FLOAT32, "ddim", 200, Comparison(WHOLE, "peer"), **ONCE)
 
 
 WHOLE = f"EEG to waveform, one clip, {SIZES.whole}: DDIM 200 float32 / recommended"

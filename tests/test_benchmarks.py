@@ -175,6 +175,18 @@ def test_a_gpu_that_pytorch_does_not_see_is_named(monkeypatch: pytest.MonkeyPatc
     assert device.unseen() is None
 
 
+def test_float32_is_that_of_others_for_a_while() -> None:
+    def settings() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    assert settings() == ("highest", False)
+    with device.float32_of_others("high"):
+        assert settings() == ("high", True)
+        with device.float32_of_others():
+            assert settings() == ("highest", True)
+    assert settings() == ("highest", False)
+
+
 def test_a_benchmark_that_a_gpu_is_too_small_for_is_skipped() -> None:
     call = conftest.pytest_runtest_call()
     next(call)
