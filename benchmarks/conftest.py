@@ -13,7 +13,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks import device
-from benchmarks.measure import Measure, ratios
+from benchmarks.measure import Measure, ratios, shares
 from benchmarks.sizes import SIZES
 from eeg2speech import environment
 
@@ -92,12 +92,16 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     session = getattr(config, "_benchmarksession", None)
     measured = [b.as_dict(include_data=False) for b in session.benchmarks if not b.has_error] if session else []
-    found = ratios(measured)
-    if not found:
-        return
-    terminalreporter.section("ratios of this run (peer / ours)")
+    if found := ratios(measured):
+        terminalreporter.section("ratios of this run (peer / ours)")
     for row in found:
         promise = row["promise"]
-        kept = "kept" if promise is None or row["ratio"] >= promise else "MISSED"
-        verdict = "" if promise is None else f"  promised {promise:g}: {kept}"
+        verdict = "" if promise is None else f"  promised {promise:g}: {kept(row['ratio'], promise)}"
         terminalreporter.write_line(f"{row['ratio']:10.1f}x  {row['name']}  [{row['ours']}]{verdict}")
+    for row in shares(measured):
+        verdict = f"promised {row['promise']:.0%}: {kept(row['mfu'], row['promise'])}"
+        terminalreporter.write_line(f"{row['mfu']:11.1%}  of the peak  [{row['name']}]  {verdict}")
+
+
+def kept(found: float, promise: float) -> str:
+    return "kept" if found >= promise else "MISSED"

@@ -260,5 +260,11 @@ def ratios(benchmarks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def shares(benchmarks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The shares of the peak that something was promised of. `benchmarks` as for `ratios`."""
+    infos = [(b["name"], b["extra_info"]) for b in benchmarks if "promised_mfu" in b["extra_info"]]
+    return [{"name": name, "mfu": info["mfu"], "promise": info["promised_mfu"]} for name, info in infos]
+
+
 def _per_item(benchmark: dict[str, Any]) -> float:
     return benchmark["stats"]["median"] / benchmark["extra_info"]["items"]

@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from benchmarks.device import DEVICE
-from benchmarks.sizes import FAST, Lever, Shape
+from benchmarks.sizes import SAMPLED, Lever, Shape
 from eeg2speech.audio import FRAME_RATE_HZ, N_MELS
 from eeg2speech.batch import Batch
 from eeg2speech.data.preprocessing import PreprocessingConfig
@@ -194,7 +194,7 @@ def loss_and_gradients(stage: Stage, batch: Batch) -> Callable[[], None]:
     return run
 
 
-def half(pipeline: EEG2SpeechPipeline, lever: Lever = FAST) -> EEG2SpeechPipeline:
+def half(pipeline: EEG2SpeechPipeline, lever: Lever = SAMPLED) -> EEG2SpeechPipeline:
     """The two image networks as the lever runs them."""
     pulled(pipeline.denoiser, lever)
     pulled(pipeline.vae, lever)

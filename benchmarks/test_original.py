@@ -76,8 +76,8 @@ def test_training_step(measure: Measure, tmp_path: Path) -> None:
     checkout = os.environ.get("AUDIOLDM_CHECKOUT")
     if not checkout:
         pytest.skip("AUDIOLDM_CHECKOUT names no checkout of github.com/haoheliu/AudioLDM-training-finetuning")
-    pytest.importorskip("einops", reason="the original's attention needs einops; benchmarks/results/README.md installs it")
-    shape = SIZES.shapes["audioldm_s"]
+    pytest.importorskip("einops", reason="the original's attention needs einops, see benchmarks/results/README.md")
+    shape = SIZES.shapes["audioldm_s"].film_only
     made, choice = Made(shape), shape.model.denoiser
     size = max(4, *shape.training_batches[:1])
     width = choice.channels[0]

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.measure import ONCE, Comparison, Measure
 from benchmarks.modules import Made, half
-from benchmarks.sizes import FAST, FLOAT32, SIZES, Lever, Sampler, Shape, each_batch, each_sampler
+from benchmarks.sizes import FLOAT32, SAMPLED, SIZES, Lever, Sampler, Shape, each_batch, each_sampler
 from eeg2speech.audio import SAMPLE_RATE
 from eeg2speech.models.layers import normalise_embedding
 
@@ -24,7 +24,7 @@ def test_sampler(measure: Measure, shape: Shape, sampler: Sampler) -> None:
         unit="clip",
         signal_s=size * shape.clip_s,
         batch=size,
-        lever=FAST.name,
+        lever=SAMPLED.name,
         **sampler.model_dump(),
     )
     assert latent.isfinite().all()
@@ -32,9 +32,9 @@ def test_sampler(measure: Measure, shape: Shape, sampler: Sampler) -> None:
 
 @pytest.mark.parametrize(("shape", "batch"), each_batch("forward"))
 def test_eeg_to_waveform(measure: Measure, shape: Shape, batch: int) -> None:
-    """As recommended: DPM-Solver++ with 10 steps, no guidance, UNet and autoencoder as `FAST` runs them."""
+    """As recommended: DPM-Solver++ with 10 steps, no guidance, UNet and autoencoder in `SAMPLED`."""
     is_whole = batch == 1 and shape == SIZES.shapes[SIZES.whole]
-    whole(measure, shape, batch, FAST, "dpmsolver++", 10, Comparison(WHOLE, "ours", 20) if is_whole else None)
+    whole(measure, shape, batch, SAMPLED, "dpmsolver++", 10, Comparison(WHOLE, "ours", 20) if is_whole else None)
 
 
 @pytest.mark.slow

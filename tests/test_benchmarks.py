@@ -15,9 +15,10 @@ import torch
 import yaml
 
 from benchmarks import conftest, device, measure, modules
-from benchmarks.measure import SLOW_ROUNDS, Comparison, Measure, count_flops, median_interval, ratios
+from benchmarks.measure import SLOW_ROUNDS, Comparison, Measure, count_flops, median_interval, ratios, shares
 from benchmarks.modules import Made, loss_and_gradients
 from benchmarks.sizes import Sizes
+from eeg2speech import config
 
 ROOT = Path(__file__).parents[1]
 
@@ -252,6 +253,12 @@ def test_ratios_are_of_the_seconds_an_item_takes() -> None:
     assert found == {"name": "a", "ours": "fast", "peer": "slow", "ratio": pytest.approx(10.0), "promise": 9}
 
 
+def test_shares_of_the_peak_are_those_of_which_something_was_promised() -> None:
+    measured = [row("promised", 1.0, mfu=0.5, promised_mfu=0.45), row("other", 1.0, mfu=0.9)]
+    assert shares(measured) == [{"name": "promised", "mfu": 0.5, "promise": 0.45}]
+    assert [conftest.kept(0.5, promise) for promise in (0.45, 0.5, 0.55)] == ["kept", "kept", "MISSED"]
+
+
 class Rounds:
     """pytest-benchmark's fixture as far as a measurement needs it, whose rounds take these seconds."""
 
@@ -310,6 +317,18 @@ def test_sizes_are_valid_and_hold_audioldm_s(name: str) -> None:
         autoencoder = model.autoencoder.build()
     counts = [sum(p.numel() for p in module.parameters()) / 1e6 for module in (unet, autoencoder)]
     assert counts == [pytest.approx(185.0, abs=0.1), pytest.approx(55.4, abs=0.1)]
+
+
+@pytest.mark.parametrize("name", ["audioldm_s", "audioldm_l"])
+def test_a_gpu_trains_the_shapes_of_the_configs_and_as_they_do(gpu: SimpleNamespace, name: str) -> None:
+    sizes = Sizes.model_validate(yaml.safe_load((ROOT / "configs/bench_a100.yaml").read_text(encoding="utf-8")))
+    shape, experiment = sizes.shapes[name], config.load(ROOT / f"configs/{name}.yaml")
+    diffusion = experiment.training.diffusion
+    assert diffusion is not None
+    assert (shape.model, shape.contrastive_weight) == (experiment.model, diffusion.contrastive_weight)
+    assert shape.trained.compile == diffusion.compile
+    assert shape.film_only.model.denoiser.conditioning == ("film",)
+    assert shape.film_only.model.denoiser.channels == shape.model.denoiser.channels
 
 
 def test_the_default_shape_is_the_default_config() -> None:
