@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -41,7 +43,7 @@ def test_eeg_to_waveform(measure: Measure, shape: Shape, batch: int) -> None:
 def test_eeg_to_waveform_ddim_200_in_float32(measure: Measure) -> None:
     """What AudioLDM's own scripts do by default, without guidance."""
     shape = SIZES.shapes[SIZES.whole]
-    whole(measure, shape, 1, FLOAT32, "ddim", 200, Comparison(WHOLE, "peer"), **ONCE)
+    whole(measure, shape, 1, FLOAT32, "ddim", 200, Comparison(WHOLE, "peer"), of=SIZES.whole, **ONCE)
 
 
 WHOLE = f"EEG to waveform, one clip, {SIZES.whole}: DDIM 200 float32 / recommended"
@@ -55,7 +57,7 @@ def whole(
     scheduler: str,
     steps: int,
     compare: Comparison | None,
-    **repeats: int,
+    **repeats_and_facts: Any,
 ) -> None:
     made = Made(shape)
     pipeline, batch = half(made.pipeline(scheduler), lever), made.batch(size)
@@ -70,6 +72,6 @@ def whole(
         scheduler=scheduler,
         num_inference_steps=steps,
         vocoder=type(pipeline.vocoder).__name__,
-        **repeats,
+        **repeats_and_facts,
     )
     assert waveform.shape == (size, round(shape.clip_s * SAMPLE_RATE))
