@@ -167,6 +167,15 @@ def test_a_data_sheet_is_of_one_gpu(gpu: SimpleNamespace, name: str, tflops: flo
     assert device.datasheet_tflops() == tflops
 
 
+def test_what_computes_on_a_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device.environment.describe()["cuda"] is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with device.float32_of_others():
+        cuda = device.environment.describe()["cuda"]
+    assert cuda["tf32"] == {"products": False, "convolutions": True}
+    assert cuda["version"] == torch.version.cuda
+
+
 def test_a_gpu_that_pytorch_does_not_see_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.unseen() is None
     gpus = [{"name": "NVIDIA T4", "driver": "450.1", "memory": "16 GB"}]
