@@ -111,7 +111,8 @@ def bench(session: nox.Session) -> None:
     """Measure speed and memory; without arguments, everything, and record it in benchmarks/results/<device>.json."""
     record = []
     if not session.posargs:
-        device = run(session, "python", "-m", "benchmarks.device", capture=True)
+        printed = run(session, "python", "-m", "benchmarks.device", capture=True)
+        device = printed.splitlines()[-1]  # libraries may have warned before it
         record = ["-m", "slow or not slow", f"--benchmark-json=benchmarks/results/{device}.json"]
     run(session, "pytest", "--benchmark-only", *record, *session.posargs)
 

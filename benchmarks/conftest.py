@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks import device
-from benchmarks.measure import Measure, ratios
+from benchmarks.measure import Measure, ratios, shares
 from benchmarks.sizes import SIZES
 from eeg2speech import environment
 
@@ -45,10 +48,23 @@ def measure(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Meas
 
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
-    """Each benchmark starts from the same random numbers, and from an empty cache of the GPU's memory."""
+    """Each benchmark starts from the same random numbers, as if no other had compiled or held memory before it."""
     torch.manual_seed(0)
+    torch.compiler.reset()  # else a second shape of a network would be compiled as any shape, which is slower
+    for kept in ("last_exc", "last_value", "last_traceback"):  # by pytest, of a failure, and tensors with it
+        vars(sys).pop(kept, None)
+    gc.collect()
     if device.DEVICE.type == "cuda":
         torch.cuda.empty_cache()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """What a GPU is too small for is skipped."""
+    try:
+        return (yield)
+    except torch.cuda.OutOfMemoryError as error:
+        pytest.skip(f"{device.name()} is too small: {str(error).partition('. ')[0]}")
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
@@ -76,12 +92,16 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     session = getattr(config, "_benchmarksession", None)
     measured = [b.as_dict(include_data=False) for b in session.benchmarks if not b.has_error] if session else []
-    found = ratios(measured)
-    if not found:
-        return
-    terminalreporter.section("ratios of this run (peer / ours)")
+    if found := ratios(measured):
+        terminalreporter.section("ratios of this run (peer / ours)")
     for row in found:
         promise = row["promise"]
-        kept = "kept" if promise is None or row["ratio"] >= promise else "MISSED"
-        verdict = "" if promise is None else f"  promised {promise:g}: {kept}"
+        verdict = "" if promise is None else f"  promised {promise:g}: {kept(row['ratio'], promise)}"
         terminalreporter.write_line(f"{row['ratio']:10.1f}x  {row['name']}  [{row['ours']}]{verdict}")
+    for row in shares(measured):
+        verdict = f"promised {row['promise']:.0%}: {kept(row['mfu'], row['promise'])}"
+        terminalreporter.write_line(f"{row['mfu']:11.1%}  of the peak  [{row['name']}]  {verdict}")
+
+
+def kept(found: float, promise: float) -> str:
+    return "kept" if found >= promise else "MISSED"

@@ -24,6 +24,13 @@ SLOW_S = 0.3
 """A call that takes longer is repeated `SLOW_ROUNDS` times, as long as `--benchmark-max-time` asks for no more."""
 SLOW_ROUNDS = 3
 MOST_ROUNDS = 100
+ONCE: dict[str, Any] = {} if device.DEVICE.type == "cuda" else {"rounds": 1, "warm_up": False}
+"""For what takes minutes on a CPU, of which preparation is nothing; on a GPU it would be most of a first call."""
+COSTLY_S = 3.0
+"""A first call on a CPU that takes longer is taken for all: little of it was preparation, and one more would be long to
+wait for. On a GPU, where it loads kernels and compiles, the second is."""
+COUNTED_S = 1.0
+"""Energy is given of what ran as long: NVML's counter is a sample taken several times a second."""
 SHORTEST_ROUND_S = 1e-3
 """A shorter call is repeated within a round, beyond what the clock can err by."""
 
@@ -105,15 +112,21 @@ class Measure:
             return result
 
         info = self.benchmark.extra_info
-        info |= {"device": device.DEVICE.type, "items": items, "unit": unit, **facts}
+        info |= {"items": items, "unit": unit, **facts}
         first_s = _seconds(timed) if warm_up else None
-        expected_s = _seconds(timed) if first_s is not None and first_s < SLOW_S else first_s
+        again = first_s is not None and (device.DEVICE.type == "cuda" or first_s < COSTLY_S)
+        expected_s = _seconds(timed) if again else first_s
         rounds, iterations = (rounds or 1, 1) if expected_s is None else self.plan(expected_s, rounds)
         memory = device.PeakMemory()
         memory.start()
-        energy = device.energy_j()
+        energy, begun = device.energy_j(), time.perf_counter()
         result = self.benchmark.pedantic(timed, rounds=rounds, iterations=iterations)
+        took_s, clock, energy_after = time.perf_counter() - begun, device.clock_now(), device.energy_j()
         info |= memory.stop()
+        info["device"] = memory.device
+        on_gpu = memory.device == "cuda"
+        if on_gpu:
+            info |= clock
         self._trace(timed)
         if self.benchmark.stats is None:  # --benchmark-disable
             return result
@@ -121,9 +134,9 @@ class Measure:
         low, high, coverage = median_interval(stats.data)
         info |= {"median_interval_s": [low, high], "interval_coverage": round(coverage, 4), "first_call_s": first_s}
         info[f"{unit}s_per_s"] = items / stats.median
-        if energy is not None and (after := device.energy_j()) is not None:
+        if on_gpu and energy is not None and energy_after is not None and took_s >= COUNTED_S:
             # Where a round repeats the call, pytest-benchmark calls it once more for the result.
-            info["energy_j_per_item"] = (after - energy) / items / (rounds * iterations + (iterations > 1))
+            info["energy_j_per_item"] = (energy_after - energy) / items / (rounds * iterations + (iterations > 1))
         if dtype is not None:
             info["dtype"] = str(dtype).removeprefix("torch.")
         if signal_s is not None:
@@ -157,7 +170,7 @@ class Measure:
         What else the machine does then falls on both alike, and the ratio is the median of the pairs'.
         """
         info = self.benchmark.extra_info
-        info |= {"device": device.DEVICE.type, "items": items, "unit": unit, "compare": compare.name, **facts}
+        info |= {"items": items, "unit": unit, "compare": compare.name, **facts}
         peer_s: list[float] = []
 
         def finished(function: Callable[[], object]) -> None:
@@ -166,14 +179,21 @@ class Measure:
 
         finished(peer)
         finished(ours)
+        memory = device.PeakMemory()
+        memory.start()
         self.benchmark.pedantic(
             lambda: finished(ours), setup=lambda: peer_s.append(_seconds(lambda: finished(peer))), rounds=rounds
         )
+        clock = device.clock_now()
+        memory.stop()  # of both sides, which says nothing of either
+        info |= {"device": memory.device} | (clock if memory.device == "cuda" else {})
         if self.benchmark.stats is None:  # --benchmark-disable
             return
         stats = self.benchmark.stats.stats
         found = [theirs / mine for theirs, mine in zip(peer_s, stats.data, strict=True)]
+        low, high, coverage = median_interval(stats.data)
         info |= {"peer_s": peer_s, "pair_ratios": found, "promise": compare.promise}
+        info |= {"median_interval_s": [low, high], "interval_coverage": round(coverage, 4)}
         info[f"{unit}s_per_s"] = items / stats.median
 
     def plan(self, expected_s: float, rounds: int | None) -> tuple[int, int]:
@@ -238,6 +258,12 @@ def ratios(benchmarks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def shares(benchmarks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The shares of the peak that something was promised of. `benchmarks` as for `ratios`."""
+    infos = [(b["name"], b["extra_info"]) for b in benchmarks if "promised_mfu" in b["extra_info"]]
+    return [{"name": name, "mfu": info["mfu"], "promise": info["promised_mfu"]} for name, info in infos]
 
 
 def _per_item(benchmark: dict[str, Any]) -> float:

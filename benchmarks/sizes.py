@@ -16,8 +16,8 @@ from pydantic import Field, model_validator
 from benchmarks import device
 from eeg2speech import config as experiments
 from eeg2speech.config import ModelConfig
+from eeg2speech.device import has_bfloat16
 from eeg2speech.schema import Config
-from eeg2speech.training.processes import has_bfloat16
 
 if TYPE_CHECKING:
     from _pytest.mark import ParameterSet
@@ -50,6 +50,18 @@ class Shape(Config):
     @property
     def marks(self) -> list[pytest.MarkDecorator]:
         return [pytest.mark.slow] if self.slow else []
+
+    @property
+    def trained(self) -> Lever:
+        """How its diffusion is trained on this device: on a GPU compiled, where that is among its levers."""
+        compiled = device.DEVICE.type == "cuda" and "training" in self.compile
+        return FAST.with_(compile=True) if compiled else FAST
+
+    @property
+    def film_only(self) -> Shape:
+        """With AudioLDM's own UNet, for other programs."""
+        denoiser = self.model.denoiser.model_copy(update={"conditioning": ("film",), "prior": False})
+        return self.model_copy(update={"model": self.model.model_copy(update={"denoiser": denoiser})})
 
     @model_validator(mode="before")
     @classmethod
@@ -169,8 +181,10 @@ BFLOAT16 = has_bfloat16(device.DEVICE.type)
 FLOAT32 = Lever("float32")
 CHANNELS_LAST = Lever("channels_last", channels_last=True)
 HALF = Lever("bfloat16", torch.bfloat16)
-FAST = HALF.with_(channels_last=True) if device.DEVICE.type == "cuda" else HALF if BFLOAT16 else FLOAT32
-"""What is recommended, and what the configs say: on a CPU `channels_last` helps or harms by its kind."""
+SAMPLED = HALF if BFLOAT16 else FLOAT32
+"""How the configs sample."""
+FAST = SAMPLED.with_(channels_last=True) if device.DEVICE.type == "cuda" else SAMPLED
+"""How the configs train, but for torch.compile: on a CPU `channels_last` helps or harms by its kind."""
 LEVERS = (
     FLOAT32,
     CHANNELS_LAST,

@@ -7,19 +7,19 @@ import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
-from benchmarks.device import DEVICE
-from benchmarks.measure import Comparison, Measure
+from benchmarks.device import DEVICE, float32_of_others
+from benchmarks.measure import ONCE, Comparison, Measure
 from benchmarks.modules import Made, half, hifigan, ready
-from benchmarks.sizes import FAST, SIZES, of_whole
+from benchmarks.sizes import SAMPLED, SIZES, of_whole
 from eeg2speech.audio import SAMPLE_RATE
 
-SHAPE = SIZES.shapes[SIZES.whole]
+SHAPE = SIZES.shapes[SIZES.whole].film_only
 NAME = f"generating one clip of {SHAPE.clip_s} s, {SIZES.whole}, 10 steps: diffusers' AudioLDM pipeline / ours"
 
 
 @of_whole
 def test_ours_with_hifigan(measure: Measure) -> None:
-    """The same vocoder as the peer's, and its number of steps; no guidance, networks as `FAST` runs them."""
+    """The same vocoder as the peer's, and its number of steps; no guidance, networks in `SAMPLED`."""
     made = Made(SHAPE)
     pipeline, batch = half(made.pipeline("dpmsolver++")), made.batch(1)
     pipeline.register_modules(vocoder=hifigan())
@@ -28,45 +28,40 @@ def test_ours_with_hifigan(measure: Measure) -> None:
         unit="clip",
         signal_s=SHAPE.clip_s,
         compare=Comparison(NAME, "ours"),
-        rounds=1,
-        lever=FAST.name,
+        **ONCE | {"warm_up": True},
+        lever=SAMPLED.name,
         guidance_scale=1.0,
     )
 
 
 @of_whole
 def test_audioldm_pipeline_of_diffusers(measure: Measure) -> None:
-    """At its defaults: DDIM, 10 steps, guidance 2.5, float32; random weights, prompt embeddings given."""
+    """At its defaults and PyTorch's: DDIM, 10 steps, guidance 2.5, float32; random weights, prompt embeddings given."""
     diffusers = pytest.importorskip("diffusers")
     if not hasattr(diffusers, "AudioLDMPipeline"):
         pytest.skip("this version of diffusers has no AudioLDMPipeline")
     made = Made(SHAPE)
-    unet = made.denoiser().unet
-    if unet.config.class_embed_type is None:
-        pytest.skip("the AudioLDM pipeline conditions by FiLM alone, which this shape does not have")
     pipeline = diffusers.AudioLDMPipeline(
         vae=made.autoencoder(),
         text_encoder=text_encoder(),
         tokenizer=None,
-        unet=unet,
+        unet=made.denoiser().unet,
         scheduler=DDIMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", clip_sample=False),
         vocoder=hifigan(),
     ).to(DEVICE)
     pipeline.set_progress_bar_config(disable=True)
     prompt, negative = torch.randn(2, 1, made.model.embedding.dim, device=DEVICE)
-    waveform = measure(
-        lambda: (
-            pipeline(
-                prompt_embeds=prompt, negative_prompt_embeds=negative, audio_length_in_s=SHAPE.clip_s, output_type="pt"
-            ).audios
-        ),
-        unit="clip",
-        signal_s=SHAPE.clip_s,
-        compare=Comparison(NAME, "peer"),
-        rounds=1,
-        warm_up=False,
-        guidance_scale=2.5,
-    )
+    asked = {"prompt_embeds": prompt, "negative_prompt_embeds": negative, "audio_length_in_s": SHAPE.clip_s}
+    with float32_of_others():
+        waveform = measure(
+            lambda: pipeline(**asked, output_type="pt").audios,
+            unit="clip",
+            signal_s=SHAPE.clip_s,
+            compare=Comparison(NAME, "peer"),
+            guidance_scale=2.5,
+            float32="TensorFloat-32 in cuDNN's convolutions",
+            **ONCE,
+        )
     assert waveform.shape == (1, round(SHAPE.clip_s * SAMPLE_RATE))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from benchmarks.measure import Comparison, Measure
+from benchmarks.measure import ONCE, Comparison, Measure
 from benchmarks.modules import Made, half
-from benchmarks.sizes import FAST, FLOAT32, SIZES, Lever, Sampler, Shape, each_batch, each_sampler
+from benchmarks.sizes import FLOAT32, SAMPLED, SIZES, Lever, Sampler, Shape, each_batch, each_sampler
 from eeg2speech.audio import SAMPLE_RATE
 from eeg2speech.models.layers import normalise_embedding
 
@@ -24,7 +26,7 @@ def test_sampler(measure: Measure, shape: Shape, sampler: Sampler) -> None:
         unit="clip",
         signal_s=size * shape.clip_s,
         batch=size,
-        lever=FAST.name,
+        lever=SAMPLED.name,
         **sampler.model_dump(),
     )
     assert latent.isfinite().all()
@@ -32,16 +34,16 @@ def test_sampler(measure: Measure, shape: Shape, sampler: Sampler) -> None:
 
 @pytest.mark.parametrize(("shape", "batch"), each_batch("forward"))
 def test_eeg_to_waveform(measure: Measure, shape: Shape, batch: int) -> None:
-    """As recommended: DPM-Solver++ with 10 steps, no guidance, UNet and autoencoder as `FAST` runs them."""
+    """As recommended: DPM-Solver++ with 10 steps, no guidance, UNet and autoencoder in `SAMPLED`."""
     is_whole = batch == 1 and shape == SIZES.shapes[SIZES.whole]
-    whole(measure, shape, batch, FAST, "dpmsolver++", 10, Comparison(WHOLE, "ours", 20) if is_whole else None)
+    whole(measure, shape, batch, SAMPLED, "dpmsolver++", 10, Comparison(WHOLE, "ours", 20) if is_whole else None)
 
 
 @pytest.mark.slow
 def test_eeg_to_waveform_ddim_200_in_float32(measure: Measure) -> None:
     """What AudioLDM's own scripts do by default, without guidance."""
     shape = SIZES.shapes[SIZES.whole]
-    whole(measure, shape, 1, FLOAT32, "ddim", 200, Comparison(WHOLE, "peer"), rounds=1, warm_up=False)
+    whole(measure, shape, 1, FLOAT32, "ddim", 200, Comparison(WHOLE, "peer"), of=SIZES.whole, **ONCE)
 
 
 WHOLE = f"EEG to waveform, one clip, {SIZES.whole}: DDIM 200 float32 / recommended"
@@ -55,7 +57,7 @@ def whole(
     scheduler: str,
     steps: int,
     compare: Comparison | None,
-    **repeats: int,
+    **repeats_and_facts: Any,
 ) -> None:
     made = Made(shape)
     pipeline, batch = half(made.pipeline(scheduler), lever), made.batch(size)
@@ -70,6 +72,6 @@ def whole(
         scheduler=scheduler,
         num_inference_steps=steps,
         vocoder=type(pipeline.vocoder).__name__,
-        **repeats,
+        **repeats_and_facts,
     )
     assert waveform.shape == (size, round(shape.clip_s * SAMPLE_RATE))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.device import DEVICE
 from benchmarks.measure import Comparison, Measure
 from benchmarks.sizes import SIZES
 from benchmarks.speech import CLIP_S, spoken
@@ -53,11 +54,13 @@ def test_in_batches(measure: Measure, cache: Path) -> None:
 @weights
 def test_one_by_one(measure: Measure, cache: Path) -> None:
     whisper = pytest.importorskip("whisper", reason="openai-whisper is not installed")
-    clips, model = torch.from_numpy(spoken(N).true), whisper.load_model(str(whisper_checkpoint(cache)))
+    clips = torch.from_numpy(spoken(N).true)
+    model = whisper.load_model(str(whisper_checkpoint(cache)), device=DEVICE)
     options = whisper.DecodingOptions(language="en", without_timestamps=True, fp16=False)
 
     def heard_by(model: Whisper, clip: torch.Tensor) -> str:
-        return whisper.decode(model, whisper.log_mel_spectrogram(whisper.pad_or_trim(clip)), options).text
+        mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(clip.to(model.device)))
+        return whisper.decode(model, mel, options).text
 
     heard = measure(
         lambda: [heard_by(model, clip) for clip in clips],

@@ -40,6 +40,7 @@ def describe() -> dict[str, Any]:
         "cores": _cores(),
         "memory_gib": _memory_gib(),
         "gpu": _gpu(),
+        "cuda": _cuda(),
         "packages": {name: _version(name) for name in PACKAGES},
         "git": git_state(Path(__file__).resolve().parents[1]),
         "peak_memory_gib": peak_memory_gib(),
@@ -106,6 +107,21 @@ def _gpu() -> list[dict[str, str]] | None:
         return None
     rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines()]
     return [dict(zip(("name", "driver", "memory"), row, strict=True)) for row in rows]
+
+
+def _cuda() -> dict[str, Any] | None:
+    """What computes on the GPU; `tf32` tells what is rounded to TensorFloat-32. None where torch has no GPU, or is not
+    loaded."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    backends = torch.backends
+    return {
+        "version": torch.version.cuda,
+        "cudnn": backends.cudnn.version(),
+        "triton": _version("triton"),
+        "tf32": {"products": backends.cuda.matmul.allow_tf32, "convolutions": backends.cudnn.allow_tf32},
+    }
 
 
 def _output(*command: str) -> str | None:

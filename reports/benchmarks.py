@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -35,6 +36,15 @@ class Row:
     memory_of: str
     energy_j: float | None
     dtype: str
+    promised_share: float | None
+    work: str
+    """How much one call does."""
+    identity: str
+    """What else tells whether two rows of one name are of the same work."""
+
+    @property
+    def share_verdict(self) -> str:
+        return _verdict(self.share, self.promised_share)
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,11 @@ class Ratio:
 
     @property
     def verdict(self) -> str:
-        return "" if self.promise is None else "kept" if self.ratio >= self.promise else "missed"
+        return _verdict(self.ratio, self.promise)
+
+
+def _verdict(found: float | None, promise: float | None) -> str:
+    return "" if found is None or promise is None else "kept" if found >= promise else "missed"
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,8 @@ def read(path: Path) -> Device:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         info, benchmarks = raw["machine_info"], raw["benchmarks"]
-        rows = [_row(b) for b in benchmarks]
+        shapes = raw.get("sizes", {}).get("shapes", {})
+        rows = [_row(b, shapes) for b in benchmarks]
         ratios = [Ratio(*(r[k] for k in ("name", "ratio", "promise", "ours", "peer"))) for r in raw.get("ratios", [])]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no result of `nox -s bench` ({clean(error, 120)}): measure again") from error
@@ -94,18 +109,26 @@ def _facts(raw: dict[str, Any], info: dict[str, Any]) -> tuple[tuple[str, str], 
     """What a reader needs in order to believe the numbers."""
     named = {"measured": raw.get("datetime"), "clocks": info.get("clocks"), "threads": info.get("threads")}
     load_before = info.get("load_before")
+    infos = [b["extra_info"] for b in raw["benchmarks"]]
+    if mhz := [e["sm_mhz"] for e in infos if is_number(e.get("sm_mhz"))]:
+        named["SM clock after each benchmark's rounds"] = f"{min(mhz)} to {max(mhz)} MHz"
+        held = Counter(reason for e in infos for reason in e.get("held_back_by", []))
+        named["clock held back by"] = ", ".join(f"{reason} ({n} of {len(mhz)})" for reason, n in held.items()) or None
     named["load before (1, 5, 15 min)"] = load_before and ", ".join(f"{value:.2f}" for value in load_before)
     pairs = [(key, str(value)) for key, value in named.items() if value is not None]
     return tuple(pairs + [(k, v) for k, v in flatten(info.get("environment", {})) if k and v != "not set"])
 
 
-def _row(benchmark: dict[str, Any]) -> Row:
+def _row(benchmark: dict[str, Any], shapes: dict[str, Any]) -> Row:
     info, stats = benchmark["extra_info"], benchmark["stats"]
     name, _, rest = benchmark["name"].partition("[")
     unit = info.get("unit", "call")
     rate = info.get(f"{unit}s_per_s")
     interval = info.get("median_interval_s")
     device = is_number(info.get("device_peak_mib"))
+    items, flops = info.get("items", 1), info.get("flops")
+    shape = shapes.get(info.get("of") or re.split(r"[-\]]", rest)[0], {})
+    kind = [shape.get(key) for key in ("model", "clip_s", "contrastive_weight")]
     return Row(
         benchmark.get("group") or "other",
         re.sub("_+", " ", name.removeprefix("test_")),
@@ -121,6 +144,9 @@ def _row(benchmark: dict[str, Any]) -> Row:
         "device" if device else "process",
         info.get("energy_j_per_item"),
         info.get("dtype", ""),
+        info.get("promised_mfu"),
+        f"{items:g} {unit}s" if items != 1 else "",
+        json.dumps([kind, info.get("parameters"), flops and flops / items], sort_keys=True),
     )
 
 
@@ -141,19 +167,25 @@ def seconds(value: float | None) -> str:
 
 def spread(row: Row) -> str:
     """The interval of the median, and how often such a one holds it where that is not 95 %."""
-    if row.interval is None or row.rounds < 2:
+    if row.rounds < 2:
         return "one round"
+    if row.interval is None:
+        return f"{row.rounds} rounds"
     text = f"{seconds(row.interval[0])} to {seconds(row.interval[1])}"
     few = row.coverage is not None and row.coverage < 0.95
-    return text + (f" ({100 * (row.coverage or 0):.0f} %)" if few else "")
+    return text + (f" ({100 * (row.coverage or 0):.0f} %, {row.rounds} rounds)" if few else "")
 
 
 def across(devices: Sequence[Device]) -> list[tuple[str, list[str]]]:
-    """(benchmark, median on each device) of what was measured on more than one."""
-    tables = [{f"{r.group}: {r.name} {r.setting}".strip(): r for r in device.rows} for device in devices]
-    names = [name for table in tables for name in table]
-    shared = [name for name in dict.fromkeys(names) if sum(name in table for table in tables) > 1]
-    return [(name, [seconds(t[name].median_s) if name in t else "–" for t in tables]) for name in shared]
+    """(benchmark, median on each device) of what was measured on more than one; names with differing work are apart."""
+    tables = [{(_label(row), row.identity): row for row in device.rows} for device in devices]
+    keys = [key for table in tables for key in table]
+    shared = [key for key in dict.fromkeys(keys) if sum(key in table for table in tables) > 1]
+    return [(key[0], [seconds(t[key].median_s) if key in t else "–" for t in tables]) for key in shared]
+
+
+def _label(row: Row) -> str:
+    return ", ".join(filter(None, (f"{row.group}: {row.name} {row.setting}".strip(), row.work)))
 
 
 def page(devices: Sequence[Device]) -> str:

@@ -166,12 +166,17 @@ MEASURED = {
         {"group": "denoiser", "name": "test_forward_lever[default-bfloat16+compile]",
          "stats": {"median": 0.0125, "rounds": 9},
          "extra_info": {"unit": "clip", "items": 4, "clips_per_s": 320.0, "median_interval_s": [0.012, 0.013],
-                        "interval_coverage": 0.96, "mfu": 0.415, "peak_flops_per_s": 312e12, "dtype": "bfloat16",
+                        "interval_coverage": 0.96, "mfu": 0.415, "promised_mfu": 0.45,
+                        "sm_mhz": 1410, "peak_flops_per_s": 312e12, "dtype": "bfloat16",
                         "peak_source": "data sheet", "device_peak_mib": 1234.5, "host_peak_mib": 9.0,
-                        "energy_j_per_item": 1.5, "real_time_factor": 0.004}},
+                        "held_back_by": ["power"], "energy_j_per_item": 1.5, "real_time_factor": 0.004}},
         {"group": "frechet", "name": "test_own", "stats": {"median": 2.5, "rounds": 1},
          "extra_info": {"unit": "distance", "items": 1, "distances_per_s": 0.4, "host_peak_mib": 640.0,
                         "median_interval_s": [2.5, 2.5], "interval_coverage": 0.0}},
+        {"group": "original", "name": "test_training_step", "stats": {"median": 3.5, "rounds": 5},
+         "extra_info": {"unit": "window", "items": 4, "median_interval_s": [3.25, 3.75], "interval_coverage": 0.9375}},
+        {"group": "original", "name": "test_as_it_was_written_once", "stats": {"median": 3.5, "rounds": 7},
+         "extra_info": {"unit": "window", "items": 4}},
     ],
     "ratios": [{"name": "kept one", "ratio": 12.5, "promise": 12, "ours": "a", "peer": "b"},
                {"name": "missed one", "ratio": 7.0, "promise": 12, "ours": "a", "peer": "b"},
@@ -190,6 +195,8 @@ def test_benchmarks_are_shown_by_device(folder: Path, tmp_path: Path) -> None:
     assert not reader.stack
     for text in ("Imaginary GPU <b>", "Imaginary CPU", "forward lever", "bfloat16+compile", "12.5 ms", "320 clips/s",
                  "0.004", "41.5 %", "1,234 MiB", "640 MiB", "1.5 J", "one round",
+                 "3.25 s to 3.75 s (94 %, 5 rounds)", "7 rounds", "promised 45 %: missed", "1410 to 1410 MHz",
+                 "power (1 of 1)",
                  "312 TFLOP/s, data sheet"):  # fmt: skip
         assert text in reader.words
     assert [r.verdict for r in benchmarks.read(results / "gpu.json").ratios] == ["kept", "missed", ""]
@@ -197,6 +204,37 @@ def test_benchmarks_are_shown_by_device(folder: Path, tmp_path: Path) -> None:
     assert ("a", "benchmarks.html") in [
         (t, a.get("href")) for t, a in Reader((tmp_path / "index.html").read_text()).elements
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "together"),
+    [
+        ({}, True),
+        ({"clips_per_s": 9.0}, True),
+        ({"items": 2}, False),
+        ({"unit": "window"}, False),
+        ({"flops": 4e12}, False),
+        ({"parameters": 10}, False),
+        ({"of": "large"}, False),
+    ],
+)
+def test_only_equal_work_stands_side_by_side(tmp_path: Path, change: dict, together: bool) -> None:
+    sizes = {"shapes": {"default": {"model": {"channels": 4}}, "large": {"model": {"channels": 8}}}}
+    first = MEASURED["benchmarks"][0]
+    other = first | {"extra_info": first["extra_info"] | change}
+    for name, benchmark in (("a", first), ("b", other)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(MEASURED | {"benchmarks": [benchmark], "sizes": sizes}))
+    rows = benchmarks.across(benchmarks.load(tmp_path))
+    name = "denoiser: forward lever default · bfloat16+compile, 4 clips"
+    assert rows == ([(name, ["12.5 ms", "12.5 ms"])] if together else [])
+
+
+def test_a_shape_that_means_something_else_is_not_beside_it(tmp_path: Path) -> None:
+    for channels in (4, 8):
+        sizes = {"shapes": {"default": {"model": {"channels": channels}}}}
+        (tmp_path / f"{channels}.json").write_text(json.dumps(MEASURED | {"sizes": sizes}))
+    names = [name for name, _ in benchmarks.across(benchmarks.load(tmp_path))]
+    assert [name.split(":")[0] for name in names] == ["frechet", "original", "original"]
 
 
 def test_without_measurements_there_is_no_benchmarks_page(folder: Path, tmp_path: Path) -> None:
