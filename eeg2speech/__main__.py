@@ -13,13 +13,14 @@ from eeg2speech.cli import add_run_arguments, execute
 
 def train(arguments: argparse.Namespace) -> None:
     from eeg2speech import config
-    from eeg2speech.runs import RunFolder
+    from eeg2speech.runs import RunFolder, is_first_process
     from eeg2speech.training import run
 
     experiment = config.load(arguments.config, arguments.overrides, arguments.name)
     folder = RunFolder(arguments.runs / experiment.name)
     trained = run.train(experiment, folder)
-    print(f"trained: {folder.path if trained.pipeline is None else folder.pipeline}")
+    if is_first_process():
+        print(f"trained: {folder.path if trained.pipeline is None else folder.pipeline}")
 
 
 def ladder(arguments: argparse.Namespace) -> None:

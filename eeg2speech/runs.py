@@ -62,7 +62,7 @@ class RunFolder:
         """
         import filelock
 
-        if int(os.environ.get("RANK", "0")) > 0:
+        if not is_first_process():
             yield
             return
         try:
@@ -76,6 +76,11 @@ class RunFolder:
             raise UserError(f"{self.path} cannot be written to ({error.strerror}); choose another place") from error
         with held:
             yield
+
+
+def is_first_process() -> bool:
+    """Of those that torchrun or accelerate started together; the one that speaks and writes."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def run_name(yaml_path: Path, overrides: Sequence[str], name: str | None, resolved: Any) -> str:

@@ -45,8 +45,8 @@ def run(config: ExperimentConfig, folder: RunFolder, command: str) -> Path:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
-            "an evaluation is one process: train in several by `accelerate launch -m eeg2speech train`, and then start "
-            "`python -m eval run` alone"
+            "an evaluation is one process: train in several by `torchrun --nproc-per-node N -m eeg2speech train`, then "
+            "start `python -m eval run` alone"
         )
     systems, metrics = chosen_systems(config), chosen_metrics(config, folder)
     require_precision(config)

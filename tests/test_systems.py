@@ -88,7 +88,7 @@ def test_rows_are_chosen_by_name() -> None:
 
 def test_an_evaluation_is_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"one process: train in several by `accelerate launch -m eeg2speech train`"):
+    with pytest.raises(UserError, match="one process: train in several by `torchrun"):
         runner.run(config(), RunFolder(tmp_path / "run"), "")
     assert not list(tmp_path.iterdir())
 
