@@ -24,11 +24,11 @@ from eeg2speech.runs import RunFolder, is_done, step
 from eval.assembly import Scored, assemble
 from eval.metrics.base import Metric, SystemOutput, TestSet
 from eval.results import RunResult, Submission
-from eval.runner import EXAMPLES, MEASUREMENTS, read_scored, score_output
+from eval.runner import EXAMPLES, MEASUREMENTS, STAGES, SUBMISSION, read_scored, score_output
 from eval.systems import other_examples
 from eval.yardstick import Yardstick
 
-CLAIM, FLOOR = "submission", "submission_shuffled"
+CLAIM, FLOOR = SUBMISSION, f"{SUBMISSION}_shuffled"
 MANIFEST = "manifest.csv"
 TRAINING = "training.csv"
 KEYS = ("subject", "recording", "stimulus_id")
@@ -155,7 +155,7 @@ def score(yardstick: Yardstick, wavs: Path, manifest: Path, folder: RunFolder, m
     """Scores a submission beside the rows of `yardstick` into a run folder of its own; returns `results.json`.
 
     A second call for the same sounds does nothing. Raises UserError where the submission is not complete, or the
-    folder holds a run that is no submission.
+    folder holds a run that is no submission, evaluated or not.
     """
     names = read_manifest(manifest, yardstick.test.examples)
     waveform = read_sounds(wavs, names, yardstick.window_s)
@@ -170,8 +170,7 @@ def score(yardstick: Yardstick, wavs: Path, manifest: Path, folder: RunFolder, m
     depends = digest([__version__, yardstick.depends, about.model_dump(mode="json")])
     path = folder.path / "results.json"
     with folder.lock():
-        if path.exists() and RunResult.load(folder.path).submission is None:
-            raise UserError(f"{folder.path} holds a run that is no submission: give this one another --name")
+        _require_no_run(folder)
         if path.exists() and is_done(folder.evaluation, depends):
             print(f"nothing to do: results are in {path}")
             return path
@@ -187,6 +186,16 @@ def score(yardstick: Yardstick, wavs: Path, manifest: Path, folder: RunFolder, m
             record.files = ["../results.json", f"../{EXAMPLES}"]
     print(f"results are in {path}")
     return path
+
+
+def _require_no_run(folder: RunFolder) -> None:
+    """Raises UserError where a run was evaluated here, or as much as begun: one would overwrite the other."""
+    made = [folder.config, folder.pipeline, *map(folder.stage, STAGES)]
+    held = next((path.name for path in made if path.exists()), None)
+    if held is None and (folder.path / "results.json").exists() and RunResult.load(folder.path).submission is None:
+        held = "results.json"
+    if held is not None:
+        raise UserError(f"{folder.path} holds a run that is no submission ({held}): give this one another --name")
 
 
 def _link_sounds(yardstick: Yardstick, rows: Sequence[Scored], folder: Path) -> None:

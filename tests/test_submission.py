@@ -21,6 +21,7 @@ from eval.submission import CLAIM, FLOOR
 from reports.__main__ import main as reports
 from tests.metrics_fixture import make_test, per_listener, per_stimulus, tones
 from tests.report_fixture import write_fake_run
+from tests.toy_fixture import VALUES
 
 CHOSEN = MetricsConfig(names=("mel_correlation", "top1"), embedders=())
 N_STIMULI, SECONDS = 8, 0.5
@@ -242,11 +243,33 @@ def test_a_run_is_not_overwritten_and_a_submission_is_no_yardstick(
 ) -> None:
     before = (runs / "default" / "results.json").read_bytes()
     assert score(runs, submitted, "--name", "default") == 2
-    assert "no submission: give this one another --name" in capsys.readouterr().err
+    assert "no submission (results.json): give this one another --name" in capsys.readouterr().err
     assert (runs / "default" / "results.json").read_bytes() == before
     assert score(runs, submitted) == 0  # `default` is still the only run of the study
     assert main(["score", "--wavs", str(submitted), "--run", str(runs / "theirs"), "--runs", str(runs)]) == 2
     assert "is a scored submission itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("begun", ["config.yaml", "autoencoder/metrics.jsonl", "pipeline/model_index.json"])
+def test_a_run_that_is_not_evaluated_is_not_written_into(
+    runs: Path, submitted: Path, capsys: pytest.CaptureFixture[str], begun: str
+) -> None:
+    name = f"trained-{Path(begun).stem}"
+    (runs / name / begun).parent.mkdir(parents=True)
+    (runs / name / begun).write_text("{}")
+    assert score(runs, submitted, "--name", name) == 2
+    assert f"no submission ({Path(begun).parts[0]}): give this one another --name" in capsys.readouterr().err
+    assert not (runs / name / "results.json").exists()
+    assert not (runs / name / "evaluation").exists()
+
+
+def test_a_run_does_not_replace_a_submission(runs: Path, submitted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert score(runs, submitted) == 0
+    config = submitted.parent / "theirs.yaml"
+    config.write_text(json.dumps(VALUES))
+    assert main(["run", "--config", str(config), "--runs", str(runs)]) == 2
+    assert "theirs holds a scored submission, which this run would replace" in capsys.readouterr().err
+    assert not (runs / "theirs" / "config.yaml").exists(), "nothing was trained"
 
 
 def test_what_to_score_against_must_be_clear(
@@ -296,7 +319,7 @@ def test_the_template_asks_for_every_example_and_gives_no_answer_away(
 def test_a_config_is_enough_where_nothing_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The true recordings, taken from the study's own sounds, are at the ceiling."""
     from eval import yardstick
-    from tests.toy_fixture import VALUES, toy_data
+    from tests.toy_fixture import toy_data
 
     data = toy_data(tmp_path)
     monkeypatch.setattr(yardstick, "prepare_data", lambda config, folder: data)
