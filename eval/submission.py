@@ -8,11 +8,13 @@ would have said to that listener's other EEG.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +30,8 @@ from eval.runner import EXAMPLES, MEASUREMENTS, STAGES, SUBMISSION, read_scored,
 from eval.systems import other_examples
 from eval.yardstick import Yardstick
 
+logger = logging.getLogger(__name__)
+
 CLAIM, FLOOR = SUBMISSION, f"{SUBMISSION}_shuffled"
 MANIFEST = "manifest.csv"
 TRAINING = "training.csv"
@@ -41,7 +45,7 @@ def write_template(yardstick: Yardstick, folder: Path) -> list[Path]:
 
     `manifest.csv` lists every example to be decoded, where its EEG lies, and the sound that is asked for;
     what was said there is the answer and is not in it. `training.csv` lists the windows that may be trained
-    and tuned on, with their text and sound.
+    and tuned on, with their text and sound. Both say in which file the EEG of a recording lies, where it is here.
 
     Raises UserError where the run's tables are gone from its cache.
     """
@@ -50,16 +54,22 @@ def write_template(yardstick: Yardstick, folder: Path) -> list[Path]:
         raise UserError(
             f"the tables of {yardstick.run} are not in the cache beside it: give its config by --config, not --run"
         )
+    try:
+        eeg = {recording.recording: _file(recording.eeg) for recording in yardstick.recordings()}
+    except UserError as error:
+        logger.warning("the column eeg, which says where the EEG of a recording lies, stays empty: %s", error)
+        eeg = {}
     examples = yardstick.test.examples.merge(
         windows[[*KEYS, "onset_s", "length_s"]], on=list(KEYS), how="left", validate="1:1"
     )
     asked = examples[["study", *KEYS, "onset_s", "length_s"]].assign(
-        wav=[f"{number:05d}.wav" for number in range(1, len(examples) + 1)]
+        eeg=examples["recording"].map(eeg), wav=[f"{number:05d}.wav" for number in range(1, len(examples) + 1)]
     )
     known = windows[windows["split"] != "test"].merge(
         stimuli[["path", "offset_s"]], left_on="stimulus", right_index=True, validate="m:1"
     )
-    known = known[["split", "study", *KEYS, "onset_s", "length_s", "text", "path", "offset_s"]]
+    known = known.assign(eeg=known["recording"].map(eeg))
+    known = known[["split", "study", *KEYS, "onset_s", "length_s", "eeg", "text", "path", "offset_s"]]
     paths = [folder / MANIFEST, folder / TRAINING]
     for path in paths:
         if path.exists():
@@ -68,6 +78,16 @@ def write_template(yardstick: Yardstick, folder: Path) -> list[Path]:
         with atomic_path(path) as partial:
             table.to_csv(partial, index=False)
     return paths
+
+
+def _file(source: Any) -> str | None:
+    """The file under an EEGSource, from the working directory where it lies below; None where there is no one file."""
+    while hasattr(source, "source"):
+        source = source.source
+    path = Path(source.raw.filenames[0]) if hasattr(source, "raw") else getattr(source, "path", None)
+    if path is None:
+        return None
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def read_manifest(path: Path, examples: pd.DataFrame) -> list[str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
-from eeg2speech.config import ExperimentConfig
+from eeg2speech.config import ExperimentConfig, StudyConfig
+from eeg2speech.data.base import Recording, SpeechStudy
 from eeg2speech.errors import UserError
 from eeg2speech.evaluation import EvaluationConfig
 from eeg2speech.files import digest
@@ -45,6 +47,8 @@ class Yardstick:
     """Hash of all that a score on it depends on, but for what is scored."""
     provenance: dict[str, Any]
     """Hashes of the data, and of the weights behind its rows."""
+    recordings: Callable[[], Iterable[Recording]]
+    """What was heard, opened when first asked for. Raises UserError where its files are not here."""
     run: Path | None = None
     """The run folder; None: there is none, and `reference` is the only row."""
     windows: pd.DataFrame | None = None
@@ -102,10 +106,17 @@ def of_run(folder: Path) -> Yardstick:
         about={name: getattr(run, name) for name in SHARED},
         depends=digest([run.signature, [r.model_dump(mode="json") for r in run.results]]),
         provenance={k: v for k, v in run.provenance.items() if k != "default_config"},
+        recordings=lambda: _recordings(run, folder.parent / "studies" / run.study),
         run=folder,
         windows=windows,
         stimuli=stimuli,
     )
+
+
+def _recordings(run: RunResult, generated: Path) -> Iterable[Recording]:
+    study: SpeechStudy = TypeAdapter(StudyConfig).validate_python(run.config["study"]).build()
+    study.prepare(generated)
+    return study.iter_recordings()
 
 
 def of_config(config: ExperimentConfig, runs: Path) -> Yardstick:
@@ -127,6 +138,7 @@ def of_config(config: ExperimentConfig, runs: Path) -> Yardstick:
         about={name: about[name] for name in SHARED},
         depends=digest([data.fingerprint, config.evaluation.model_dump(mode="json")]),
         provenance={"data_fingerprint": data.fingerprint},
+        recordings=data.study.iter_recordings,
         windows=data.windows,
         stimuli=data.stimuli,
     )

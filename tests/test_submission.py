@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,7 +61,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fake = write_fake_run(place.parent.parent / "fake")
     update = {
         "name": "default", "results": results, "systems": shown, "metrics": [m.describe(test) for m in metrics],
-        "config": {"evaluation": evaluation.model_dump(mode="json")}, "comparisons": [],
+        "config": {"evaluation": evaluation.model_dump(mode="json"), "study": write_study(place.parent / "recorded")},
+        "comparisons": [],
         "data": fake.data | {"window_s": SECONDS, "fingerprint": "f00d"},
     }  # fmt: skip
     fake.model_copy(update=update).save(place)
@@ -68,6 +70,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pd.concat(parts, ignore_index=True).to_parquet(place / "examples.parquet")
     _write_tables(test, place.parent / "cache" / "matrix-f00d")
     return place.parent
+
+
+def write_study(root: Path) -> dict[str, Any]:
+    """What was recorded of both listeners, and the config of a study that reads it."""
+    root.mkdir()
+    np.save(root / "heard.npy", np.ones(64, dtype=np.float32))
+    for name in ("P0-r1", "P1-r1"):
+        np.savez(root / f"{name}.npz", eeg=np.zeros((2, 128), dtype=np.float32), sfreq=64.0)
+    lines = [f"P{k}-r1.npz,P{k},heard.npy,64" for k in (0, 1)]
+    (root / "manifest.csv").write_text("\n".join(["file,subject,features,rate", *lines]))
+    placed = {"ch_names": ["Cz", "Pz"], "montage": "biosemi64"}
+    return {"name": "folder", "root": str(root), "manifest": "manifest.csv", **placed}
 
 
 def _write_tables(test: TestSet, cache: Path) -> None:
@@ -307,6 +321,9 @@ def test_the_template_asks_for_every_example_and_gives_no_answer_away(
     assert (asked["onset_s"] == 1.0 + 4 * asked["stimulus_id"].str[1:].astype(int)).all()
     assert asked["wav"].is_unique
     assert not any("word" in str(value) for value in asked.to_numpy().ravel())
+    for table in (asked, training):
+        assert [Path(eeg).stem for eeg in table["eeg"]] == list(table["recording"])
+        assert all(Path(eeg).is_file() for eeg in table["eeg"])
     assert set(training["stimulus_id"]) == {"learnt"}
     assert set(training["text"]) == {"taught words"}
     assert main(command) == 2
@@ -314,6 +331,19 @@ def test_the_template_asks_for_every_example_and_gives_no_answer_away(
     for wav in asked["wav"]:
         soundfile.write(folder / wav, tones(1, 8_000)[0], 16_000)
     assert score(runs, folder, "--name", "asked") == 0
+
+
+def test_a_template_is_written_where_the_recordings_are_not(
+    runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copied = tmp_path / "runs"
+    shutil.copytree(runs / "default", copied / "default")
+    shutil.copytree(runs / "cache", copied / "cache")
+    results = copied / "default" / "results.json"
+    results.write_text(results.read_text().replace("/recorded", "/elsewhere"))
+    assert main(["manifest", "--study", "matrix", "--runs", str(copied), "--output", str(tmp_path / "asked")]) == 0
+    assert "elsewhere is no folder" in caplog.text
+    assert pd.read_csv(tmp_path / "asked" / "manifest.csv")["eeg"].isna().all()
 
 
 def test_a_config_is_enough_where_nothing_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
