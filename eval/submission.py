@@ -38,6 +38,8 @@ TRAINING = "training.csv"
 KEYS = ("subject", "recording", "stimulus_id")
 TOLERANCE_S = 0.01
 """A sound may be this much longer or shorter than the window: rounding of a resampler, and no more."""
+LOUD = 1.5
+"""Peaks above are of sounds in another unit; a resampler overshoots full scale by less."""
 
 
 def write_template(yardstick: Yardstick, folder: Path) -> list[Path]:
@@ -157,12 +159,29 @@ def read_sounds(folder: Path, names: Sequence[str], window_s: float) -> np.ndarr
     return np.stack([loaded[name] for name in names])
 
 
-def outputs(test: TestSet, waveform: np.ndarray, seed: int) -> list[tuple[SystemOutput, str, str]]:
+def remarks(names: Sequence[str], waveform: np.ndarray) -> list[str]:
+    """What is odd of the sounds and no reason to refuse them, with how many; each is named in a warning."""
+    peak = np.abs(waveform).max(axis=1)
+    found = []
+    for odd, what in (
+        (np.ptp(waveform, axis=1) * 32768 < 1, "silent"),
+        (peak > LOUD, "louder than full scale and scaled down to it"),
+    ):
+        which = sorted({name for name, is_odd in zip(names, odd, strict=True) if is_odd})
+        if which:
+            found.append(f"{len(which)} {what}")
+            logger.warning("sounds that are %s: %s%s", what, ", ".join(which[:5]), " ..." if len(which) > 5 else "")
+    return found
+
+
+def outputs(
+    test: TestSet, waveform: np.ndarray, seed: int, remarks: Sequence[str] = ()
+) -> list[tuple[SystemOutput, str, str]]:
     """(output, role, description) of the submission and of its floor."""
     n, other = len(np.unique(waveform, axis=0)), other_examples(test, seed)
     claim = SystemOutput(CLAIM, True, test.examples, waveform)
     return [
-        (claim, "claim", f"the submitted sounds, {n} different ones"),
+        (claim, "claim", "; ".join([f"the submitted sounds, {n} different ones", *remarks])),
         (
             replace(claim, system=FLOOR, waveform=waveform[other]),
             "floor",
@@ -198,7 +217,8 @@ def score(yardstick: Yardstick, wavs: Path, manifest: Path, folder: RunFolder, m
         with step(folder.evaluation, depends) as record:
             rows = yardstick.scored(metrics, folder.evaluation)
             _link_sounds(yardstick, rows, folder.path)
-            for output, role, description in outputs(yardstick.test, waveform, yardstick.evaluation.seed):
+            made = outputs(yardstick.test, waveform, yardstick.evaluation.seed, remarks(names, waveform))
+            for output, role, description in made:
                 place = folder.evaluation / output.system
                 score_output(output, yardstick.test, yardstick.sampling_seed, metrics, place)
                 rows.append(read_scored(place, output.system, role, description))

@@ -24,7 +24,7 @@ from tests.metrics_fixture import make_test, per_listener, per_stimulus, tones
 from tests.report_fixture import write_fake_run
 from tests.toy_fixture import VALUES
 
-CHOSEN = MetricsConfig(names=("mel_correlation", "top1"), embedders=())
+CHOSEN = MetricsConfig(names=("mel_correlation", "top1", "audio_to_speech_top1"), embedders=())
 N_STIMULI, SECONDS = 8, 0.5
 
 
@@ -165,6 +165,11 @@ def test_what_needs_an_encoder_is_not_run(runs: Path, submitted: Path) -> None:
     assert cell is not None
     assert cell.value is None
     assert cell.reason == "the system submission makes no embedding from EEG"
+    for system in (CLAIM, "eeg"):  # the fixture scores all by their sounds alone
+        cell = run.value(system, "audio_to_speech_top1")
+        assert cell is not None
+        assert cell.reason is not None
+        assert "submitted or stored sounds are scored without a model" in cell.reason
     chance = next(m.chance for m in run.metrics if m.name == "top1")
     assert chance == pytest.approx(1 / N_STIMULI)
 
@@ -262,6 +267,21 @@ def test_a_run_is_not_overwritten_and_a_submission_is_no_yardstick(
     assert score(runs, submitted) == 0  # `default` is still the only run of the study
     assert main(["score", "--wavs", str(submitted), "--run", str(runs / "theirs"), "--runs", str(runs)]) == 2
     assert "is a scored submission itself" in capsys.readouterr().err
+
+
+def test_sounds_that_are_odd_are_scored_and_shown(
+    runs: Path, submitted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    n_samples = round(SECONDS * 16_000)
+    for name in ("3.wav", "5.wav"):
+        soundfile.write(submitted / name, np.zeros(n_samples), 16_000)
+    soundfile.write(submitted / "7.wav", 20 * tones(1, n_samples)[0] / 0.5, 16_000, subtype="FLOAT")
+    assert score(runs, submitted, "--name", "odd") == 0
+    assert "sounds that are silent: 3.wav, 5.wav\n" in caplog.text
+    assert "louder than full scale and scaled down to it: 7.wav\n" in caplog.text
+    assert reports(["build", str(runs / "odd"), "--output", str(tmp_path / "page")]) == 0
+    shown = "15 different ones; 2 silent; 1 louder than full scale and scaled down to it"
+    assert shown in (tmp_path / "page" / "index.html").read_text()
 
 
 @pytest.mark.parametrize("begun", ["config.yaml", "autoencoder/metrics.jsonl", "pipeline/model_index.json"])

@@ -57,7 +57,7 @@ class AudioRetrieval(RatioMetric):
         if (reason := no_sound(test, output)) is not None:
             return reason
         if test.embed_audio is None:
-            return "the run has no audio encoder that takes waveforms"
+            return "it hears by the run's own audio encoder, and submitted or stored sounds are scored without a model"
         n = len(np.unique(identities(test.candidates)))
         return None if n > self.k else f"needs more than {self.k} candidates, the test set has {n}"
 
