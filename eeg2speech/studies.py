@@ -60,7 +60,7 @@ def get(arguments: argparse.Namespace) -> None:
     """Downloads, or prints the steps."""
     from eeg2speech.data import repositories
 
-    study = _study(arguments.name)
+    study = named(arguments.name)
     folder = arguments.to or Path("data") / arguments.name
     place = arguments.place or study.place
     if place:
@@ -77,7 +77,7 @@ def check(arguments: argparse.Namespace) -> None:
     from eeg2speech import config
     from eeg2speech.data.check import check as check_study
 
-    study = _study(arguments.name)
+    study = named(arguments.name)
     if study.simulated:
         print(f"{arguments.name}: {study.steps}")
         return
@@ -101,7 +101,8 @@ def check(arguments: argparse.Namespace) -> None:
     print(f"{declared.root}: {len(shown)} recordings, nothing is missing or wrong")
 
 
-def _study(name: str) -> type[SpeechStudy]:
+def named(name: str) -> type[SpeechStudy]:
+    """Raises UserError that lists the studies where there is none of this name."""
     from eeg2speech.config import STUDIES
 
     if name not in STUDIES:

@@ -18,6 +18,7 @@ from eeg2speech.files import write_atomically
 from eeg2speech.schema import Config
 
 SCHEMA_VERSION = 1
+NO_RUN = "its folder holds no evaluated run; name one, or evaluate its config first (nox -s evaluate -- --config YAML)"
 
 EXAMPLE_KEYS = ("study", "subject", "recording", "stimulus_id", "system", "sampling_seed")
 """The key of a row of `examples.parquet`. `subject` and `recording` are empty for a system that hears
@@ -155,7 +156,7 @@ class RunResult(Config):
         """Raises UserError naming the file where it is missing, not JSON, or of another schema."""
         path = folder / "results.json"
         if not path.exists():
-            raise UserError(f"{path} does not exist: run `nox -s evaluate` for this config first")
+            raise UserError(f"{path} does not exist: {NO_RUN}")
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -179,7 +180,7 @@ def load_examples(folder: Path) -> pd.DataFrame:
     """The per-example table of a run, columns as `EXAMPLE_KEYS` says."""
     path = folder / "examples.parquet"
     if not path.exists():
-        raise UserError(f"{path} does not exist: run `nox -s evaluate` for this config first")
+        raise UserError(f"{path} does not exist: {NO_RUN}")
     return pd.read_parquet(path)
 
 

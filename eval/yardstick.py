@@ -17,6 +17,7 @@ from eeg2speech.errors import UserError
 from eeg2speech.evaluation import EvaluationConfig
 from eeg2speech.files import digest
 from eeg2speech.runs import RunFolder
+from eeg2speech.studies import named
 from eeg2speech.training.run import prepare_data
 from eval.assembly import CLAIM, Scored
 from eval.metrics import build_metrics
@@ -152,6 +153,7 @@ def find_run(runs: Path, study: str) -> Path:
         if run.study == study and run.submission is None:
             found.append(path.parent)
     if not found:
+        named(study)
         raise UserError(
             f"{runs} holds no evaluated run of study {study}: evaluate one (nox -s evaluate), name one by --run, or "
             "name a config by --config to score against its test set alone"

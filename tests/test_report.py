@@ -571,6 +571,7 @@ def test_a_broken_run_folder_is_one_sentence(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert ("examples.parquet" if broken in ("parquet", "columns") else "results.json") in error
+    assert ("its folder holds no evaluated run; name one" in error) == (broken == "absent")
     assert not (tmp_path / "out").exists()
 
 

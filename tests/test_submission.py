@@ -316,7 +316,8 @@ def test_what_to_score_against_must_be_clear(
     wavs, run = ["--wavs", str(submitted)], ["--run", str(runs / "default")]
     for arguments, said in (
         (["--runs", str(several), "--study", "matrix"], "choose one by --run"),
-        (["--runs", str(several), "--study", "nights"], "holds no evaluated run of study nights"),
+        (["--runs", str(several), "--study", "bids"], "holds no evaluated run of study bids"),
+        (["--runs", str(several), "--study", "matrixx"], "there is no study matrixx; choose one of audioeeg, bids"),
         ([*run, "--study", "nights"], "default is of study matrix"),
         ([], "name what to score against"),
         (["--study", "matrix", "--set", "seed=1"], "name one by --config"),
