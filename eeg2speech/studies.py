@@ -27,7 +27,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     text = "only what matches, such as 'sub-01/*'; may be repeated"
     get_.add_argument("--only", metavar="PATTERN", action="append", default=[], help=text)
     get_.set_defaults(handler=get)
-    text = "open every recording and say what is there, what is missing and what does not fit"
+    text = "read every recording and say what is there, what is missing and what does not fit"
     check_ = actions.add_parser("check", help=text, description=text)
     check_.add_argument("name", help="as the list has it")
     check_.add_argument("--dir", type=Path, help="the folder (default: data/NAME, or what the config says)")

@@ -169,12 +169,12 @@ def write_own(root: Path, eeg: np.ndarray) -> Path:
 def test_one_s_own_recordings_by_their_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     eeg = np.random.default_rng(0).standard_normal((3, 1000))
     eeg[1] = 4.0
-    eeg[2, 500] = np.nan
+    eeg[2, 250:253] = np.nan
     config = write_own(tmp_path / "mine", eeg)
     assert main(["studies", "check", "folder", "--config", str(config)]) == 2
     out = capsys.readouterr().out
     assert "note: a: 1 channels are constant: Pz" in out
-    assert "wrong: a: channel Oz has values that are no numbers at 4.0 s" in out
+    assert "wrong: a: 3 values are no numbers, the first at 2.50 s, in channel Oz; interpolate or drop it" in out
     assert "wrong: a: the word 'upon' at 2.00 s lasts 0.000 s" in out
     assert main(["studies", "check", "bids", "--config", str(config)]) == 2
     assert "its study is not bids" in capsys.readouterr().err

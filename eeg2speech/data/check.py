@@ -1,9 +1,8 @@
-"""Is a folder the study that it should be? Every recording is opened, and compared with what is known of it."""
+"""Is a folder the study that it should be? Every recording is read, and compared with what is known of it."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ import pandas as pd
 
 from eeg2speech.data.alignment import HEARD
 from eeg2speech.data.base import Recording, SpeechStudy
+from eeg2speech.data.preprocessing import BLOCK_S
 from eeg2speech.errors import MissingFiles, UserError
 
-PROBE_S = 2.0
-"""Length of the stretches at the beginning, in the middle and at the end whose samples are looked at."""
 SLACK_S = 0.1
 """Sounds and words may reach this far over an end before that counts."""
 COLUMNS = (
@@ -44,7 +42,7 @@ class Checked:
 
 
 def check(config: Any) -> Checked:
-    """Opens every recording of the study that `config` (its config class) describes; nothing is left on disk.
+    """Reads every recording of the study that `config` (its config class) describes; nothing is left on disk.
 
     Listeners are checked one by one where the config can select them, so that one fault hides no other.
     """
@@ -76,9 +74,10 @@ def _check_listener(study: SpeechStudy, subject: str | None, folder: Path, found
     rows = []
     for recording in study.iter_recordings():
         rows.append(_row(recording))
-        faults = _sample_faults(recording) + _sound_faults(recording) + _word_faults(recording)
+        scan = _scan(recording)
+        faults = _sample_faults(recording, scan) + _sound_faults(recording) + _word_faults(recording)
         found.faults += [f"{recording.recording}: {said}" for said in faults]
-        found.notes += [f"{recording.recording}: {said}" for said in _odd(recording)]
+        found.notes += [f"{recording.recording}: {said}" for said in _odd(recording, scan.moving)]
     aligned = None if subject is None else study.alignment(subject)
     if aligned is not None and len(aligned):
         known = aligned[aligned["correlation"] >= HEARD]
@@ -97,23 +96,47 @@ def _row(recording: Recording) -> dict[str, Any]:
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def _probes(recording: Recording) -> Iterator[tuple[float, np.ndarray]]:
-    """(start in s, (C, n)) of the stretches that are looked at."""
-    n, total = max(1, round(PROBE_S * recording.sfreq)), recording.eeg.n_samples
-    for start in sorted({0, max(0, total // 2 - n // 2), max(0, total - n)}):
-        yield start / recording.sfreq, recording.eeg.read(start, min(total, start + n))
+@dataclass(frozen=True)
+class _Scan:
+    """What one reading of all samples says of each channel."""
+
+    bad: np.ndarray
+    """(C,) how many values are no numbers."""
+    first_s: float
+    """When the first of them is; inf where there is none."""
+    moving: np.ndarray
+    """(C,) bool: not constant."""
 
 
-def _sample_faults(recording: Recording) -> list[str]:
-    """Values that are no numbers, and channels that are constant wherever they are looked at."""
-    faults, ranges = [], []
-    for start_s, eeg in _probes(recording):
-        bad = ~np.isfinite(eeg)
-        if bad.any():
-            name = recording.ch_names[int(bad.any(axis=1).argmax())]
-            faults.append(f"channel {name} has values that are no numbers at {start_s:.1f} s; interpolate or drop it")
-        ranges.append(np.ptp(np.nan_to_num(eeg), axis=1))
-    if not ranges or not np.max(ranges, axis=0).any():
+def _scan(recording: Recording) -> _Scan:
+    """Reads the recording once, a minute at a time."""
+    from tqdm import tqdm
+
+    total, step = recording.eeg.n_samples, max(1, round(BLOCK_S * recording.sfreq))
+    bad, first = np.zeros(len(recording.ch_names), dtype=int), np.inf
+    low, high = np.full(len(bad), np.inf), np.full(len(bad), -np.inf)
+    for start in tqdm(range(0, total, step), recording.recording, unit="min", leave=False, disable=None):
+        eeg = recording.eeg.read(start, min(total, start + step))
+        lost = ~np.isfinite(eeg)
+        if lost.any():
+            bad += lost.sum(axis=1)
+            first = min(first, start + int(lost.any(axis=0).argmax()))
+        low = np.minimum(low, np.where(lost, np.inf, eeg).min(axis=1))
+        high = np.maximum(high, np.where(lost, -np.inf, eeg).max(axis=1))
+    return _Scan(bad, first / recording.sfreq, high > low)
+
+
+def _sample_faults(recording: Recording, scan: _Scan) -> list[str]:
+    """Values that are no numbers, and recordings in which nothing moves."""
+    faults = []
+    if scan.bad.any():
+        names = [name for name, n in zip(recording.ch_names, scan.bad, strict=True) if n]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        faults.append(
+            f"{scan.bad.sum()} values are no numbers, the first at {scan.first_s:.2f} s, in channel "
+            f"{', '.join(names[:3])}{more}; interpolate or drop it"
+        )
+    if not scan.moving.any():
         faults.append("every channel is constant; is it the right file, and whole?")
     return faults
 
@@ -152,10 +175,9 @@ def _word_faults(recording: Recording) -> list[str]:
     return faults
 
 
-def _odd(recording: Recording) -> list[str]:
+def _odd(recording: Recording, moving: np.ndarray) -> list[str]:
     """What need not be wrong: dead channels, channels without a place."""
     notes = []
-    moving = np.max([np.ptp(np.nan_to_num(eeg), axis=1) for _, eeg in _probes(recording)], axis=0) > 0
     flat = [name for name, moves in zip(recording.ch_names, moving, strict=True) if not moves]
     if flat and moving.any():
         notes.append(f"{len(flat)} channels are constant: {', '.join(flat[:5])}")
