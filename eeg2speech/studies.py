@@ -94,9 +94,10 @@ def check(arguments: argparse.Namespace) -> None:
     for fault in found.faults:
         print(f"wrong: {fault}")
     if found.missing or found.faults:
+        hint = f"; python -m eeg2speech studies get {arguments.name} says where the files are from"
         raise UserError(
-            f"{declared.root}: {len(found.missing)} files are missing, {len(found.faults)} things wrong, said above; "
-            f"python -m eeg2speech studies get {arguments.name} says where the files are from"
+            f"{declared.root}: files that are missing: {len(found.missing)}, things that are wrong: "
+            f"{len(found.faults)}; each is named above{hint if found.missing and study.source else ''}"
         )
     print(f"{declared.root}: {len(shown)} recordings, nothing is missing or wrong")
 

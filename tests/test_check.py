@@ -69,7 +69,8 @@ def test_alice_s_missing_files_are_all_named_and_each_fault_is_told(
     assert "S03.mat: the recorded audio channel does not agree with the onsets" in wrong[0]
     assert "S05.mat: no MATLAB file that can be read" in wrong[1]
     assert "S01" in out, "the one that is right is still counted"
-    assert "2 files are missing, 2 things wrong" in err
+    assert "files that are missing: 2, things that are wrong: 2; each is named above" in err
+    assert "studies get brennan2019 says where the files are from" in err
 
 
 def test_a_folder_that_is_not_there_is_one_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,7 +173,8 @@ def test_one_s_own_recordings_by_their_config(tmp_path: Path, capsys: pytest.Cap
     eeg[2, 250:253] = np.nan
     config = write_own(tmp_path / "mine", eeg)
     assert main(["studies", "check", "folder", "--config", str(config)]) == 2
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "things that are wrong: 2; each is named above\n" in err, "no download has one's own files"
     assert "note: a: 1 channels are constant: Pz" in out
     assert "wrong: a: 3 values are no numbers, the first at 2.50 s, in channel Oz; interpolate or drop it" in out
     assert "wrong: a: the word 'upon' at 2.00 s lasts 0.000 s" in out
