@@ -14,6 +14,7 @@ from data_fixture import write_noise
 
 from eeg2speech.data.folder import FolderStudy, FolderStudyConfig
 from eeg2speech.data.loader import StudyData
+from eeg2speech.data.mne_files import standard_montage
 from eeg2speech.data.preprocessing import PreprocessingConfig
 from eeg2speech.data.splits import SplitConfig
 from eeg2speech.data.windows import WindowConfig
@@ -227,7 +228,11 @@ def test_every_mistake_in_the_config_is_one_sentence(
     [
         ([{**ROW, "file": "gone.fif"}], r"manifest\.csv: gone\.fif not found under"),
         ([{**ROW, "onset_s": "soon"}], r"manifest\.csv: entry 1, onset_s: "),
-        ([ROW, {**ROW, "speaker": "x"}], r"manifest\.csv: entry 2, speaker: "),
+        ([ROW, {**ROW, "speaker": "x"}], r"manifest\.csv: unknown column speaker; the columns are file, subject, "),
+        (
+            [{"sound" if k == "audio" else k: v for k, v in ROW.items()}],
+            r"unknown column sound; the columns are ",
+        ),
         ([{k: v for k, v in ROW.items() if k != "subject"}], r"manifest\.csv: entry 1, subject: Field required"),
         ([ROW, {**ROW, "subject": "02"}], r"rows of night_eeg\.fif differ in subject"),
         ([ROW, {**ROW, "file": "copy/night_eeg.fif"}], r"are both recording night_eeg; name them apart"),
@@ -273,6 +278,40 @@ def test_an_npz_may_say_its_own_rate(tmp_path: Path) -> None:
         else:
             with pytest.raises(UserError, match=message):
                 list(study.iter_recordings())
+
+
+def test_an_npz_may_name_its_own_channels(tmp_path: Path) -> None:
+    eeg = np.random.default_rng(0).standard_normal((4, 640)).astype(np.float32)
+    np.save(tmp_path / "envelope.npy", np.ones(640, dtype=np.float32))
+    np.savez(tmp_path / "a.npz", eeg=eeg, ch_names=["Oz", "Pz", "Cz", "Fz"])
+    np.savez(tmp_path / "b.npz", eeg=eeg, ch_names=np.array(CH_NAMES, dtype=object))
+    np.savez(tmp_path / "c.npz", eeg=eeg, ch_names=[1, 2, 3, 4])
+    own: dict[str, Any] = {
+        "samples_first": False,
+        "subject_from": "(.)",
+        "features": "envelope.npy",
+    }
+    for name, declared, said in (
+        ("a", None, "Oz Pz Cz Fz"),
+        ("a", CH_NAMES, "Fz Cz Pz Oz"),
+        ("b", CH_NAMES, "Fz Cz Pz Oz"),
+        ("b", None, r"b\.npz: ch_names cannot be read .*; write numpy\.array\(names, dtype=str\)"),
+        ("c", None, r"c\.npz: ch_names holds int64 \(4,\), not a row of strings"),
+    ):
+        study = config(tmp_path, **own | {"pattern": f"{name}.npz", "ch_names": declared}).build()
+        study.prepare(tmp_path / "generated")
+        if said.startswith(("Fz", "Oz")):
+            assert next(study.iter_recordings()).ch_names == tuple(said.split())
+        else:
+            with pytest.raises(UserError, match=said):
+                next(study.iter_recordings())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_montage_by_its_former_name_is_taken_without_a_warning() -> None:
+    assert standard_montage("standard_1020").ch_names == standard_montage("colin27_1020").ch_names
+    with pytest.raises(UserError, match="MNE has no 'standard_1021'; choose one of"):
+        standard_montage("standard_1021")
 
 
 def test_null_is_a_word_and_a_time_is_a_number(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from eeg2speech.data.base import SOUND_COLUMNS, WORD_COLUMNS, EEGSource, Recording, SpeechStudy
 from eeg2speech.data.features import load_array
 from eeg2speech.data.mne_files import electrodes, open_raw, picked, sensors, standard_montage
-from eeg2speech.data.sources import MneSource, NpzSource, has_array, npz_array, npz_number
+from eeg2speech.data.sources import MneSource, NpzSource, has_array, npz_array, npz_names, npz_number
 from eeg2speech.errors import MissingFiles, UserError
 from eeg2speech.files import atomic_path, digest
 from eeg2speech.schema import Config, is_unset
@@ -72,7 +72,8 @@ class FolderStudyConfig(Config):
         default=None, description="npz: EEG rate in Hz, or the name of the array that holds it; default: sfreq"
     )
     ch_names: tuple[str, ...] | None = Field(
-        default=None, description="in the order of the channels; default: of the file, or (npz) of the montage"
+        default=None,
+        description="in the order of the channels; default: of the file (npz: its array ch_names), else the montage's",
     )
     montage: str | None = Field(default=None, description="an MNE built-in montage; default: positions in the file")
     isolated_sentences: bool = Field(default=False, description="True: every sound is one sentence")
@@ -152,6 +153,9 @@ class FolderStudy(SpeechStudy):
         if not config.root.is_dir():
             raise UserError(f"{config.root} is no folder; set study.root to where the recordings are")
         raw = _read_manifest(config.root / config.manifest) if config.manifest else self._matched()
+        known = ManifestRow.model_fields
+        if unknown := [column for fields in raw for column in fields if column not in known]:
+            raise UserError(f"{self._list}: unknown column {unknown[0]}; the columns are {', '.join(known)}")
         rows = []
         for number, fields in enumerate(raw, start=1):
             try:
@@ -211,6 +215,8 @@ class FolderStudy(SpeechStudy):
             sfreq = npz_number(path, sfreq)
         montage = standard_montage(config.montage) if config.montage else None
         ch_names = config.ch_names or (tuple(montage.ch_names) if montage else ())
+        if config.ch_names is None and has_array(path, "ch_names"):
+            ch_names = npz_names(path, "ch_names")
         self._check_names(path, ch_names, source.n_channels)
         return source, sfreq, ch_names, electrodes(path, montage, ch_names)
 

@@ -67,11 +67,12 @@ def standard_montage(name: str) -> mne.channels.DigMontage:
     """One of MNE's. Raises UserError that lists them."""
     import mne
 
-    try:
-        return mne.channels.make_standard_montage(name)
-    except ValueError as error:
-        known = ", ".join(mne.channels.get_builtin_montages())
-        raise UserError(f"study.montage: MNE has no {name!r}; choose one of {known}") from error
+    known = mne.channels.get_builtin_montages()
+    # MNE 1.13 named standard_1020 and the like anew, warns of the old names, and will refuse them.
+    now = name if name in known else name.replace("standard_", "colin27_", 1)
+    if now not in known:
+        raise UserError(f"study.montage: MNE has no {name!r}; choose one of {', '.join(known)}")
+    return mne.channels.make_standard_montage(now)
 
 
 def electrodes(path: Path, montage: mne.channels.DigMontage | None, ch_names: tuple[str, ...]) -> np.ndarray:

@@ -100,6 +100,18 @@ def npz_number(path: Path, array: str) -> float:
     return float(values.item())
 
 
+def npz_names(path: Path, array: str) -> tuple[str, ...]:
+    """An array of strings. Raises UserError naming file and array."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            values = archive[array]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: {array} cannot be read ({error}); write numpy.array(names, dtype=str)") from error
+    if values.ndim != 1 or values.dtype.kind != "U":
+        raise UserError(f"{path}: {array} holds {values.dtype} {values.shape}, not a row of strings; write one")
+    return tuple(map(str, values))
+
+
 @dataclass(frozen=True)
 class MatSource:
     """An EEGSource over an array (n_samples, channels) of a MATLAB file; the array is read when first asked for."""
