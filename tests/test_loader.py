@@ -196,6 +196,15 @@ def test_tables_audit_and_facts_are_written(tmp_path: Path) -> None:
     assert facts["audit_passed"]
 
 
+def test_windows_that_are_left_out_are_said_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load(sentence_study(tmp_path), tmp_path / "cache")
+    assert not caplog.messages, "nothing was left out"
+    late = recording("late", sounds(("s0", 1.0, 2.0, str(tmp_path / "s0.wav"), 0.0, np.nan)), duration_s=3.5)
+    study = ListedStudy([*sentence_study(tmp_path).recordings, late], isolated=True)
+    load(study, tmp_path / "cache")
+    assert caplog.messages == ["study listed: 80 windows; left out: EEG outside the recording: 1"]
+
+
 @pytest.mark.parametrize("by", ["recording", "subject"])
 def test_strict_refuses_what_all_listeners_heard(tmp_path: Path, by: str) -> None:
     study = sentence_study(tmp_path, 20, ("ann", "bob", "cyd"))

@@ -67,6 +67,29 @@ def test_eeg_outside_the_recording_is_dropped_and_counted(tmp_path: Path) -> Non
     assert tables.dropped == {"EEG outside the recording": 3}
 
 
+@pytest.mark.parametrize("isolated", [True, False])
+def test_a_recording_at_the_wrong_rate_is_refused_where_its_sounds_play_on_after_it(
+    tmp_path: Path, isolated: bool
+) -> None:
+    """Of 128 Hz and read at 256 Hz, it is half as long as what was heard in it."""
+    lasts, onsets, lost = (2.0, 5 + 4 * np.arange(15), "14 of the 30") if isolated else (60.0, [5], "30 of the 60")
+    path = write_noise(tmp_path, "s", lasts, 0)
+    heard = sounds(*(("s", float(t), lasts, path, 0.0, np.nan) for t in onsets))
+    splits = SplitConfig(block_s=60.0, guard=False)
+    assert sliced([recording("r", heard, duration_s=70.0)], isolated, splits=splits).dropped == {}
+    with pytest.raises(
+        UserError, match=f"recording r: {lost} s of its sounds lie outside of its EEG, which lasts 35 s at"
+    ):
+        sliced([recording("r", heard, duration_s=35.0)], isolated, splits=splits)
+
+
+def test_eeg_that_ends_soon_after_each_sound_is_no_mistake(tmp_path: Path) -> None:
+    path = write_noise(tmp_path, "s", 2.0, 0)
+    heard = sounds(("s", 0.5, 2.0, path, 0.0, np.nan))
+    parts = [recording(name, heard, duration_s=lasts) for name, lasts in (("long", 4.0), ("short", 2.4))]
+    assert sliced(parts, isolated=True).dropped == {"EEG outside the recording": 1}
+
+
 def test_nothing_to_cut_is_an_error(tmp_path: Path) -> None:
     path = write_noise(tmp_path, "s", 2.0, 0)
     with pytest.raises(UserError, match="study toy: not one window"):

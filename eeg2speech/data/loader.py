@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -24,6 +25,8 @@ from eeg2speech.data.splits import SPLITS, Finding, SplitConfig, audit, require_
 from eeg2speech.data.windows import Cut, WindowConfig, cut
 from eeg2speech.errors import UserError
 from eeg2speech.files import atomic_path, digest
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,9 @@ class StudyData:
             recordings = [eyes_only(recording) for recording in recordings]
         isolated = study.isolated_sentences
         tables = cut(name, recordings, isolated, windows, splits, preprocessing)
+        if tables.dropped:
+            counts = ", ".join(f"{reason}: {n}" for reason, n in tables.dropped.items())
+            logger.warning("study %s: %d windows; left out: %s", name, len(tables.windows), counts)
         features = StimulusFeatures.prepare(tables.stimuli, windows.length_s, cache)
         tables.stimuli["content"] = features.content
         paths = preprocess_all(recordings, tables.windows, windows.length_s, preprocessing, cache)

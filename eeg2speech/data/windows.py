@@ -22,6 +22,8 @@ from eeg2speech.schema import Config, is_unset
 STIMULUS_COLUMNS = ("stimulus_id", "audio", "sound", "path", "offset_s", "duration_s", "sfreq_hz", "text", "split")
 WINDOW_COLUMNS = ("study", "subject", "recording", "stimulus", "stimulus_id", "onset_s", "length_s", "text", "split")
 
+OUTSIDE = 1 / 3
+"""More of a recording's speech outside of its EEG is a mistake: at twice its sampling rate it is about half."""
 _HEARD_COLUMNS = ["subject", "recording", "audio", "offset_s", "onset_s", "duration_s", "text"]
 _HEARD_COLUMNS += ["split", "sound", "path", "sfreq_hz"]
 
@@ -102,7 +104,8 @@ def cut(
     """Isolated sentences: a window per sound, from its onset. Continuous speech: windows every stride
     inside each block. What every listener heard of the same sound is cut at the same places.
 
-    Raises UserError where a reading is longer than `max_reading_s`, or nothing could be cut.
+    Raises UserError where a reading is longer than `max_reading_s`, nothing could be cut, or much of what was heard in
+    a recording lies outside of its EEG.
     """
     if isolated and splits.by == "time":
         raise UserError("splits.by: time divides continuous speech; this study has isolated sentences, use stimulus")
@@ -134,6 +137,7 @@ def cut(
         raise UserError(
             f"study {study}: not one window of {config.length_s:g} s could be cut; check its sounds and onsets"
         )
+    _require_inside(recordings, config.length_s)
     heard = pd.DataFrame(rows, columns=_HEARD_COLUMNS).assign(study=study, length_s=config.length_s)
     guard = config.placement is None if splits.guard is None else splits.guard
     if not isolated and guard and splits.by in ("stimulus", "time", "both"):
@@ -142,6 +146,23 @@ def cut(
         heard = heard[~near].reset_index(drop=True)
     dropped.update(cutter.dropped)
     return Cut(*_tables(heard), {reason: n for reason, n in dropped.items() if n})
+
+
+def _require_inside(recordings: Sequence[Recording], length_s: float) -> None:
+    """Raises UserError where more than a third of what was heard in a recording lies outside of its EEG, some of it by
+    more than a window: EEG that ends soon after its sounds, or that was stopped a little early, is no mistake."""
+    for recording in recordings:
+        lasts_s = recording.eeg.n_samples / recording.sfreq
+        begin, heard_s = (recording.sounds[column].to_numpy(float) for column in ("onset_s", "duration_s"))
+        end = begin + heard_s
+        inside_s = np.clip(np.minimum(end, lasts_s) - np.maximum(begin, 0), 0, None).sum()
+        far = ((end > lasts_s + length_s) | (begin < -length_s)).any()
+        if far and inside_s < (1 - OUTSIDE) * heard_s.sum():
+            raise UserError(
+                f"recording {recording.recording}: {heard_s.sum() - inside_s:.0f} of the {heard_s.sum():.0f} s of its "
+                f"sounds lie outside of its EEG, which lasts {lasts_s:.0f} s at {recording.sfreq:g} Hz; correct its "
+                "sampling rate or its sounds' onsets and durations, or leave it out"
+            )
 
 
 def _gap_s(splits: SplitConfig, config: WindowConfig, edge_s: float) -> float:
