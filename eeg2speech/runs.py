@@ -25,6 +25,10 @@ DONE = "done.json"
 LOCK = ".lock"
 
 
+SUBMISSION = "submission"
+"""The row of a scored submission, which no run has."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """`runs/<name>/`: where each part of a run lies."""
@@ -48,6 +52,14 @@ class RunFolder:
     @property
     def evaluation(self) -> Path:
         return self.path / "evaluation"
+
+    def require_own(self) -> None:
+        """Raises UserError where a submission was scored here, which a run would replace."""
+        if (self.evaluation / SUBMISSION).exists():
+            raise UserError(
+                f"{self.path} holds a scored submission, which this run would replace: give the run another --name, or "
+                "move that folder"
+            )
 
     def stage(self, name: str) -> Path:
         """The folder of a training stage: weights, metrics log, checkpoint while it trains."""

@@ -42,6 +42,7 @@ def folds(path: Path, overrides: Sequence[str], name: str | None, runs: Path) ->
         raise UserError(
             "--set splits.fold: all folds are run here; leave it out, or run the one by `python -m eval run`"
         )
+    RunFolder(runs / whole.name).require_own()
     done, typed = [], as_typed("python -m eval folds", path, overrides, name)
     for fold in range(n_folds):
         experiment = configs.load(path, [*overrides, f"splits.fold={fold}"], f"{whole.name}-fold{fold}")

@@ -34,8 +34,6 @@ from eval.systems import SYSTEMS, Bench, System
 EXAMPLES = "examples.parquet"
 MEASUREMENTS = "measurements.json"
 STAGES = ("autoencoder", "contrastive", "regression", "diffusion")
-SUBMISSION = "submission"
-"""The row of a scored submission, which no run has."""
 
 
 def run(config: ExperimentConfig, folder: RunFolder, command: str) -> Path:
@@ -52,11 +50,6 @@ def run(config: ExperimentConfig, folder: RunFolder, command: str) -> Path:
         )
     systems, metrics = chosen_systems(config), chosen_metrics(config, folder)
     require_precision(config)
-    if (folder.evaluation / SUBMISSION).exists():
-        raise UserError(
-            f"{folder.path} holds a scored submission, which this run would replace: give the run another --name, or "
-            "move that folder"
-        )
     trained = train(config, folder)
     with folder.lock():
         depends = digest(

@@ -22,11 +22,11 @@ import pandas as pd
 from eeg2speech import __version__, audio, environment
 from eeg2speech.errors import UserError
 from eeg2speech.files import atomic_path, digest, sha256
-from eeg2speech.runs import RunFolder, is_done, step
+from eeg2speech.runs import SUBMISSION, RunFolder, is_done, step
 from eval.assembly import Scored, assemble
 from eval.metrics.base import Metric, SystemOutput, TestSet
 from eval.results import RunResult, Submission
-from eval.runner import EXAMPLES, MEASUREMENTS, STAGES, SUBMISSION, read_scored, score_output
+from eval.runner import EXAMPLES, MEASUREMENTS, STAGES, read_scored, score_output
 from eval.systems import other_examples
 from eval.yardstick import Yardstick
 

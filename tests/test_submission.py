@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 import soundfile
 
+from eeg2speech.__main__ import main as train_main
 from eeg2speech.evaluation import EvaluationConfig, MetricsConfig
+from eeg2speech.training import run as training_run
 from eval import runner
 from eval.__main__ import main
 from eval.metrics import build_metrics
@@ -300,12 +302,13 @@ def test_a_run_that_is_not_evaluated_is_not_written_into(
 def test_a_run_does_not_replace_a_submission(
     runs: Path, submitted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "train", lambda *_: pytest.fail("trained before it was refused"))
+    monkeypatch.setattr(training_run, "prepare_data", lambda *_: pytest.fail("begun before it was refused"))
     assert score(runs, submitted) == 0
     config = submitted.parent / "theirs.yaml"
     config.write_text(json.dumps(VALUES))
-    assert main(["run", "--config", str(config), "--runs", str(runs)]) == 2
-    assert "theirs holds a scored submission, which this run would replace" in capsys.readouterr().err
+    for program, command in ((main, "run"), (train_main, "train")):
+        assert program([command, "--config", str(config), "--runs", str(runs)]) == 2
+        assert "theirs holds a scored submission, which this run would replace" in capsys.readouterr().err
 
 
 def test_what_to_score_against_must_be_clear(

@@ -91,6 +91,7 @@ def train(config: ExperimentConfig, folder: RunFolder) -> Trained:
     A stage that is done for this configuration is loaded; an interrupted one continues. Published
     weights that the configuration names are looked for first: to miss them later would cost hours.
     """
+    folder.require_own()
     require_starts(config)
     config.model.vocoder.build()
     speech_model = pretrained_speech_model(config)
