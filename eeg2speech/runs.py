@@ -172,6 +172,18 @@ def is_done(folder: Path, depends: str) -> bool:
     return True
 
 
+def changed_files(folder: Path) -> list[Path] | None:
+    """What is missing or no longer as the finished steps in and below `folder` left it; None where there is none.
+
+    Raises UserError where a `done.json` cannot be read.
+    """
+    records = {done.parent: read_done(done.parent) for done in sorted(folder.rglob(DONE))}
+    files = [
+        (place / name, wanted) for place, done in records.items() if done for name, wanted in done["files"].items()
+    ]
+    return [path for path, wanted in files if not path.is_file() or sha256(path) != wanted] if records else None
+
+
 def _files_in(folder: Path) -> list[str]:
     relative = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     # A model card is written beside a pipeline later, from results that the pipeline does not depend on.

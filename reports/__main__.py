@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from eeg2speech.errors import UserError
 
 
 class MismatchError(Exception):
-    """A stored value that its own examples do not give."""
+    """A stored value that its own examples do not give, or a file that was changed after the evaluation."""
 
 
 def named(arguments: argparse.Namespace) -> str:
@@ -46,6 +47,7 @@ def build(arguments: argparse.Namespace) -> None:
 
 
 def verify(arguments: argparse.Namespace) -> None:
+    from eeg2speech.runs import RunFolder, changed_files
     from reports.verify import verify as recompute
 
     checks = recompute(arguments.run, arguments.cell, arguments.sounds)
@@ -55,7 +57,11 @@ def verify(arguments: argparse.Namespace) -> None:
         print(f"{check.outcome:9}  {check.cell}{stored}{again}" + (f"  ({check.detail})" if check.detail else ""))
     number = {outcome: sum(c.outcome == outcome for c in checks) for outcome in ("match", "mismatch", "unchecked")}
     print(", ".join(f"{n} {outcome}" for outcome, n in number.items()))
-    if number["mismatch"]:
+    changed = changed_files(RunFolder(arguments.run).evaluation)
+    for path in changed or []:
+        print(f"changed    {os.path.relpath(path, arguments.run)} is not as the evaluation left it")
+    print("files: no evaluation left a record here" if changed is None else f"files: {len(changed)} changed")
+    if number["mismatch"] or changed:
         raise MismatchError
     if arguments.cell and not number["match"]:
         how = "name a per-example metric" + ("" if arguments.sounds else ", or add --sounds")

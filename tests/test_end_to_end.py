@@ -31,6 +31,7 @@ from eeg2speech.training.loop import derived_seed
 from eeg2speech.training.run import prepare_data
 from eval import __main__ as evaluation
 from eval.results import Comparison, RunResult, load_examples
+from eval.runner import evaluations
 from eval.systems import SYSTEMS
 from reports import __main__ as reports
 
@@ -250,6 +251,27 @@ def test_a_second_call_recomputes_nothing_and_is_quick(runs: Path, capsys: pytes
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_what_was_changed_after_the_evaluation_is_named(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A number in results.json, and a sound of the claim's put in place of another."""
+    assert reports.main(["verify", str(copied)]) == 0
+    assert "files: 0 changed" in capsys.readouterr().out
+    first, second = sorted((copied / "evaluation" / "eeg" / "wavs").glob("*.wav"))[:2]
+    shutil.copy(first, second)
+    path = copied / "results.json"
+    path.write_text(path.read_text().replace('"training_seeds"', ' "training_seeds"'))
+    assert reports.main(["verify", str(copied)]) == 1
+    said = capsys.readouterr().out
+    for changed_file in ("results.json", second.relative_to(copied)):
+        assert f"changed    {changed_file} is not as the evaluation left it" in said
+
+
+def test_every_evaluation_leaves_a_line(runs: Path, result: RunResult) -> None:
+    (line,) = evaluations(RunFolder(runs / "tiny"))
+    assert result.provenance["evaluated_before"] == []
+    assert (line["primary"], line["gain"]) == (result.endpoint.metric, result.endpoint.gain)
+    assert line["systems"] == list(SYSTEMS)
+
+
 def test_an_interrupted_evaluation_continues(copied: Path, result: RunResult) -> None:
     """What one system lacks is done again, alone, and comes out the same."""
     before = contents(copied)
@@ -259,6 +281,7 @@ def test_an_interrupted_evaluation_continues(copied: Path, result: RunResult) ->
     after = contents(copied)
     again = changed(before, after)
     assert any(path.startswith("evaluation/eeg/") for path in again)
+    assert [line["primary"] for line in RunResult.load(copied).provenance["evaluated_before"]] == ["wer"]
     assert not [p for p in again if p.startswith(STAGES) or re.match(r"evaluation/(?!eeg/|done\.json)", p)]
     assert {p: after[p][1] for p in after if p.endswith((".wav", ".parquet"))} == {
         p: before[p][1] for p in before if p.endswith((".wav", ".parquet"))
