@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from eval.results import RunResult, Submission
+from eval.results import RunResult, Submission, audit_sentence
 from reports.finding import find_out, seeds_note, simulation_note
 from reports.formatting import clean, count, duration, energy, flatten, is_number, plain
 from reports.tables import claim_of, size_sentence
@@ -137,13 +137,9 @@ def _scores(run: RunResult) -> Rows:
 
 
 def _limits(run: RunResult) -> tuple[str, ...]:
-    failed = [clean(f.check, 60) for f in run.audit if not f.passed]
     missing = sorted({clean(r.metric, 40) for r in run.results if (r.system, r.value) == (claim_of(run), None)})
     lines = [simulation_note(run)] if run.simulated else []
-    lines.append(
-        f"The leakage audit failed: {', '.join(failed)}." if failed
-        else "The leakage audit of the split passed." if run.audit else "No leakage audit was made."
-    )  # fmt: skip
+    lines.append(clean(audit_sentence(run.audit), 600))
     lines += [f"Not run for the claim: {', '.join(missing)}."] if missing else []
     return tuple(lines)
 
@@ -179,7 +175,7 @@ def dataset_card(run: RunResult) -> Card:
         if run.simulated
         else "The EEG was recorded from people listening to speech."
     )
-    audit = tuple((clean(f.check, 80), f"{'pass' if f.passed else 'fail'}: {clean(f.detail, 200)}") for f in run.audit)
+    audit = tuple((clean(f.check, 80), f"{f.verdict}: {clean(f.detail, 200)}") for f in run.audit)
     return Card(
         "Dataset card",
         (("pretty_name", run.study), ("license", licence), ("tags", "EEG, speech")),

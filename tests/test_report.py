@@ -213,6 +213,19 @@ def test_no_finding_where_the_audit_failed_or_is_missing(run: RunResult) -> None
     assert find_out(run.model_copy(update={"audit": []})).verdict == "void"
 
 
+def test_a_check_that_could_not_be_made_is_no_pass(folder: Path, run: RunResult, tmp_path: Path) -> None:
+    old = {"check": "audio crosstalk", "passed": True, "detail": "not tested in 16 recordings: sampled at 128 Hz"}
+    untested = run.model_copy(update={"audit": [*run.audit, AuditFinding.model_validate(old)]})
+    assert find_out(untested).verdict == "better"
+    shutil.copytree(folder, tmp_path / "run")
+    untested.save(tmp_path / "run")
+    assert RunResult.load(tmp_path / "run").audit == untested.audit
+    page = build([tmp_path / "run"], tmp_path / "out").read_text(encoding="utf-8")
+    words = Reader(page).words
+    assert words.count("2 of 3 checks passed, 1 could not be made (audio crosstalk).") == 2, "card and checklist"
+    assert page.count('<span class="aside">not tested</span>') == 1
+
+
 def test_the_null_run_reports_no_evidence(tmp_path: Path) -> None:
     run = write_fake_run(tmp_path, Fake(effect=0.0, seconds=0.1, seed=3))
     assert find_out(run).verdict == "none"
