@@ -83,7 +83,7 @@ class Comparison(Config):
 
 
 class Endpoint(Config):
-    """The primary endpoint, fixed in the configuration before the run."""
+    """The primary endpoint, as the configuration names it."""
 
     metric: str
     best_floor: str | None = None

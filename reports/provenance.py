@@ -145,5 +145,11 @@ def inputs(run: RunResult) -> list[tuple[str, str]]:
     return named + [(key.replace("_", " "), text) for key, text in flatten(run.provenance) if _is_input(key, text)]
 
 
+def environment(run: RunResult) -> list[tuple[str, str]]:
+    """Memory to a tenth of a GiB."""
+    facts = {k: round(v, 1) if k.endswith("_gib") and isinstance(v, float) else v for k, v in run.environment.items()}
+    return flatten(facts)
+
+
 def _is_input(key: str, text: str) -> bool:
     return HASH.search(text) is not None and not key.startswith("default_config")
