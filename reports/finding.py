@@ -10,7 +10,7 @@ from reports.formatting import clean, count, difference, interval, is_number, p_
 
 ALPHA = 0.05
 TWO_WAY = 20
-"""Listeners from which on the intervals cover them as well, see `eval.statistics`."""
+"""Listeners and stimuli from which on the intervals cover both, see `eval.statistics`."""
 LONG = {
     "wer": "word error rate",
     "cer": "character error rate",
@@ -216,7 +216,8 @@ def _listeners(run: RunResult) -> int:
 def seeds_note(run: RunResult) -> str:
     """How many trainings and listeners stand behind the claim, in plain words."""
     n = _listeners(run)
-    who = f" {n} listeners: the intervals do not cover others." if 1 < n < TWO_WAY else ""
+    n_stimuli = max((system.n_stimuli for system in run.systems if system.role == "claim"), default=0)
+    who = f" {n} listeners: the intervals do not cover others." if n > 1 and min(n, n_stimuli) < TWO_WAY else ""
     return _trainings(run) + (" One listener: says nothing about others." if n == 1 else who)
 
 

@@ -28,7 +28,7 @@ from reports.build import build, slug
 from reports.figures import training_curve
 from reports.finding import find_out, seeds_note, simulation_note
 from reports.formatting import clean, flatten, interval, plain, quantity
-from reports.provenance import checklist, differences
+from reports.provenance import checklist, differences, environment
 from reports.verify import check, verify
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -259,13 +259,14 @@ def test_seeds_and_simulation_notes(run: RunResult) -> None:
     assert "Fewer than three" in seeds_note(run.model_copy(update={"training_seeds": [0, 1]}))
     assert seeds_note(run.model_copy(update={"training_seeds": [0, 1, 2]})).startswith("3 training seeds (0, 1, 2). ")
 
-    def of(listeners: int) -> RunResult:
-        heard = [s.model_copy(update={"n_subjects": listeners}) for s in run.systems]
+    def of(listeners: int, stimuli: int = 20) -> RunResult:
+        heard = [s.model_copy(update={"n_subjects": listeners, "n_stimuli": stimuli}) for s in run.systems]
         return run.model_copy(update={"systems": heard, "simulated": False})
 
     assert simulation_note(of(7)) == "Recorded EEG: 7 listeners."
     assert seeds_note(of(1)).endswith(" One listener: says nothing about others.")
     assert seeds_note(of(19)).endswith(" 19 listeners: the intervals do not cover others.")
+    assert seeds_note(of(20, 19)).endswith(" 20 listeners: the intervals do not cover others.")
     assert "listener" not in seeds_note(of(20)), "from here on they are clusters, too"
 
 
@@ -528,6 +529,33 @@ def test_word_diff_has_the_fewest_edits_and_loses_no_word(said: list[str], heard
         expected = jiwer.process_words(" ".join(said), " ".join(heard)) if heard else None
         counted = len(said) if expected is None else expected.substitutions + expected.deletions + expected.insertions
         assert edits == counted
+
+
+def test_why_there_is_no_sound_is_the_study_s_reason_or_none(folder: Path, run: RunResult) -> None:
+    table = load_examples(folder).assign(wav=None)
+    yamnet = MetricResult(system="eeg", metric="fad", embedder="yamnet", reason="weights absent: yamnet_audio.tflite")
+    room = listening.build_room(folder, run.model_copy(update={"results": [yamnet]}), table)
+    assert room.reason == "not run: the run stored no sounds"
+
+
+def test_a_sound_that_is_gone_is_no_metric_that_was_not_run(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    for path in (tmp_path / "run" / "wavs").glob("eeg_*"):
+        path.unlink()
+    words = Reader(build([tmp_path / "run"], tmp_path / "out").read_text(encoding="utf-8")).words
+    assert "no sound: wavs/eeg_" in words
+    assert "not run: wavs/eeg_" not in words
+
+
+def test_memory_is_told_to_a_tenth(run: RunResult) -> None:
+    machine = run.model_copy(update={"environment": {"memory_gib": 23.540584564208984, "cpu": "none"}})
+    assert environment(machine) == [("memory_gib", "23.5"), ("cpu", "none")]
+
+
+def test_a_number_without_interval_is_named_with_its_embedder(run: RunResult) -> None:
+    bare = MetricResult(system="eeg", metric="fad", embedder="whisper", value=1.0, n=1)
+    items = {item.claim: item.detail for item in checklist(run.model_copy(update={"results": [bare]}), [])}
+    assert items["Every number has a 95 % interval"] == "0 of 1; without: eeg/fad|whisper"
 
 
 def test_wavs_outside_the_run_folder_are_not_read(folder: Path, run: RunResult, tmp_path: Path) -> None:
