@@ -115,7 +115,8 @@ def find_out(run: RunResult) -> Finding:
         sign = "ahead of" if end.gain > 0 else "behind"
         floor = _best_floor(run).rstrip(",")
         sentence = f"No evidence that the EEG was used: in {name} it is {size} {sign} {floor}{numbers}."
-    return Finding(verdict, sentence, _details(run, unit, name, verdict))
+    short = clean(info.label if info else end.metric, 60)
+    return Finding(verdict, sentence, _details(run, unit, short, verdict))
 
 
 def _verdict(run: RunResult) -> str:
@@ -137,9 +138,8 @@ def _span(run: RunResult) -> str:
 
 def _details(run: RunResult, unit: str, name: str, verdict: str) -> tuple[str, ...]:
     mine = [c for c in run.comparisons if c.metric == run.endpoint.metric]
-    short = name.partition(" (")[2].rstrip(")") or name
     rivals = [c for c in mine if c.role == "rival" and is_number(c.gain)]
-    lines = [line for c in rivals for line in (_rival(c, unit, short), _elsewhere(run, c)) if line]
+    lines = [line for c in rivals for line in (_rival(c, unit, name), _elsewhere(run, c)) if line]
     floor = next((c for c in mine if c.system == run.endpoint.best_floor), None)
     if verdict == "none" and floor is not None and is_number(floor.minimum_detectable):
         least = difference(floor.minimum_detectable or 0.0, unit)

@@ -296,13 +296,11 @@ def _no_width(rows: Sequence[Row]) -> tuple[str, ...]:
     ]
     if not alike:
         return ()
-    n = min(alike)
-    far = (
-        f"; a share of 0 or 100 % over {n} stimuli may truly lie {100 * (1 - 0.025 ** (1 / n)):.1f} points off"
-        if n
-        else ""
-    )
-    return (f"An interval without width: every resample gave the same value{far} (95 %, Clopper & Pearson).",)
+    text, n = "An interval without width: every resample gave the same value", min(alike)
+    if n:
+        far = 100 * (1 - 0.025 ** (1 / n))
+        text += f"; a share of 0 or 100 % over {n} stimuli may truly lie {far:.1f} points off (95 %, Clopper & Pearson)"
+    return (f"{text}.",)
 
 
 def chance(table: Table) -> list[tuple[Column, str]]:
