@@ -171,7 +171,8 @@ def _about(whole: ExperimentConfig, runs: Sequence[RunResult]) -> dict[str, Any]
     for number, finding in enumerate(first.audit):
         failed = [f"fold {k}: {r.audit[number].detail}" for k, r in enumerate(runs) if not r.audit[number].passed]
         detail = failed[0] if failed else f"{finding.detail} (fold 0; the others alike)"
-        audit.append(AuditFinding(check=finding.check, passed=not failed, detail=detail))
+        tested = all(run.audit[number].tested for run in runs)
+        audit.append(AuditFinding(check=finding.check, passed=not failed, detail=detail, tested=tested))
     return {
         "name": whole.name,
         "study": first.study,

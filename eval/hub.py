@@ -13,7 +13,7 @@ import yaml
 from eeg2speech.errors import UserError
 from eeg2speech.files import write_atomically
 from eeg2speech.runs import DONE, RunFolder
-from eval.results import MetricResult, RunResult
+from eval.results import MetricResult, RunResult, audit_sentence
 
 CARD, INDEX = "README.md", "model_index.json"
 NOT_SHARED = [DONE, "*.partial", ".cache*"]
@@ -151,14 +151,12 @@ def _value(row: MetricResult) -> str:
 
 
 def _limits(result: RunResult) -> str:
-    failed = [finding.check for finding in result.audit if not finding.passed]
-    audit = f"The audit of the splits FAILED: {', '.join(failed)}." if failed else "The audit of the splits passed."
     lines = [
         "A value means what it exceeds its floors by: read the claim beside shuffled EEG, noise and no condition.",
         "Retrieval ranks candidates; it is not word recognition.",
         "It was tested on listeners, sensors and a preprocessing as in training; for others nothing was measured.",
         "For research on speech perception. It reads no thoughts, and is no medical device.",
-        audit,
+        audit_sentence(result.audit),
     ]
     if result.simulated:
         lines.insert(0, "The EEG is simulated.")

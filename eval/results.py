@@ -7,11 +7,12 @@ A metric that could not run is a `MetricResult` with `value=None` and a reason, 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from eeg2speech.errors import UserError
 from eeg2speech.files import write_atomically
@@ -82,7 +83,7 @@ class Comparison(Config):
 
 
 class Endpoint(Config):
-    """The primary endpoint, fixed in the configuration before the run."""
+    """The primary endpoint, as the configuration names it."""
 
     metric: str
     best_floor: str | None = None
@@ -96,8 +97,33 @@ class Endpoint(Config):
 
 class AuditFinding(Config):
     check: str
-    passed: bool
+    passed: bool = Field(description="True where it could not be made: nothing was found")
     detail: str
+    tested: bool = Field(default=True, description="False: it could not be made, and `detail` says why")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_results(cls, raw: Any) -> Any:
+        """Results from before `tested` say it in words alone."""
+        if isinstance(raw, dict) and "tested" not in raw:
+            return raw | {"tested": not str(raw.get("detail", "")).startswith("not tested in ")}
+        return raw
+
+    @property
+    def verdict(self) -> str:
+        return "fail" if not self.passed else "pass" if self.tested else "not tested"
+
+
+def audit_sentence(audit: Sequence[AuditFinding]) -> str:
+    """How many checks passed, which failed, and which could not be made."""
+    if not audit:
+        return "No leakage audit was made."
+    named = {v: ", ".join(f.check for f in audit if f.verdict == v) for v in ("fail", "not tested")}
+    counts = [f.verdict for f in audit]
+    said = [f"{counts.count('pass')} of {len(audit)} checks passed"]
+    said += [f"{counts.count('fail')} FAILED ({named['fail']})"] * bool(named["fail"])
+    said += [f"{counts.count('not tested')} could not be made ({named['not tested']})"] * bool(named["not tested"])
+    return f"Leakage audit of the split: {', '.join(said)}."
 
 
 class StageSummary(Config):

@@ -9,6 +9,7 @@ from typing import Any
 
 from eval.results import RunResult
 from reports.curves import candidates
+from reports.finding import audit_failure
 from reports.formatting import clean, interval, is_number, plain
 from reports.tables import claim_of
 
@@ -51,7 +52,7 @@ class Entry:
     published: bool = True
     link: str = ""
     verdict: str = ""
-    """Of a published figure: comparable with which run, or with none and why."""
+    """Of a published figure: comparable with which run, or with none and why. Of a run: why it may not be believed."""
 
 
 def _key(study: str) -> str:
@@ -100,11 +101,14 @@ def leaderboard(runs: Sequence[RunResult], links: Sequence[str]) -> list[Entry]:
     """The claim of every run and the published figures, by metric and study, the highest first.
 
     A published figure is marked as not comparable, and why, unless some run has its study, number
-    of candidates, split and embedder.
+    of candidates, split and embedder, and an audit that found no leak.
     """
     entries = [entry for run, link in zip(runs, links, strict=True) for entry in _entries(run, link)]
     for anchor in ANCHORS:
-        gaps = {clean(run.name, 60): anchor.conditions.against(conditions_of(run)) for run in runs}
+        gaps = {
+            clean(run.name, 60): anchor.conditions.against(conditions_of(run)) + ["audit"] * bool(audit_failure(run))
+            for run in runs
+        }
         same = [source for source, gap in gaps.items() if not gap]
         verdict = f"not comparable: {', '.join(sorted(gaps.values(), key=len)[0])}"
         if same:
@@ -133,6 +137,7 @@ def _entries(run: RunResult, link: str) -> list[Entry]:
                 plain(guess, "%") if guess is not None and is_number(guess) else "",
                 published=False,
                 link=link,
+                verdict=f"with nothing: {void}" if (void := audit_failure(run)) else "",
             )
         )
     return found

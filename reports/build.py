@@ -14,10 +14,10 @@ from eeg2speech.errors import UserError
 from eeg2speech.files import atomic_path, write_atomically
 from eval.results import RunResult
 from reports import benchmarks, cards, comparison, curves, exports, figures, formatting, psychometric, sweeps, tables
-from reports.finding import find_out, seeds_note, simulation_note
+from reports.finding import audit_failure, find_out, full_name, seeds_note, simulation_note
 from reports.listening import Room, build_room, ratio
 from reports.page import render
-from reports.provenance import checklist, command_of, config_changes, inputs
+from reports.provenance import checklist, command_of, config_changes, environment, inputs
 from reports.verify import check, metric_column
 
 EXAMPLES_PER_SYSTEM = 200
@@ -79,9 +79,9 @@ def slug(name: str) -> str:
 def export(run: RunResult, examples: pd.DataFrame, room: Room, place: Path) -> None:
     """The headline table as LaTeX, Markdown, CSV and JSON; the per-example table; both cards; sounds that are files."""
     table = tables.build_table(run).only(tables.headline_columns(run))
-    write_atomically(place / "headline.tex", exports.to_latex(table))
-    write_atomically(place / "headline.md", exports.to_markdown(table))
-    write_atomically(place / "headline.csv", exports.to_csv(table))
+    write_atomically(place / "headline.tex", exports.to_latex(table, run))
+    write_atomically(place / "headline.md", exports.to_markdown(table, run))
+    write_atomically(place / "headline.csv", exports.to_csv(table, run))
     write_atomically(place / "headline.json", exports.to_json(table, run))
     write_atomically(place / "examples.csv", exports.frame_to_csv(examples))
     for name, card in (("model_card.md", cards.model_card(run)), ("dataset_card.md", cards.dataset_card(run))):
@@ -115,6 +115,8 @@ def report(
         run=run,
         claim=tables.claim_of(run),
         finding=find_out(run),
+        void=audit_failure(run),
+        full_name=full_name,
         simulation=simulation_note(run),
         seeds=seeds_note(run),
         size=tables.size_sentence(run),
@@ -128,7 +130,7 @@ def report(
         room=room,
         cards=[cards.model_card(run), cards.dataset_card(run)],
         data=formatting.flatten(run.data),
-        environment=formatting.flatten(run.environment),
+        environment=environment(run),
         provenance=formatting.flatten({k: v for k, v in run.provenance.items() if k != "default_config"}),
         inputs=inputs(run),
         command=command_of(run),

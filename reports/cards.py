@@ -6,10 +6,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from eval.results import RunResult, Submission
+from eval.results import RunResult, Submission, audit_sentence
 from reports.finding import find_out, seeds_note, simulation_note
-from reports.formatting import clean, count, duration, energy, flatten, is_number, plain
-from reports.tables import claim_of, size_sentence
+from reports.formatting import clean, count, duration, energy, flatten, interval, is_number, plain, quantity
+from reports.tables import claim_of, columns, find, size_sentence, value_of
 
 Rows = tuple[tuple[str, str], ...]
 PATTERNS = "\\`*_[]<>|#"
@@ -27,12 +27,12 @@ class Section:
 @dataclass(frozen=True)
 class Card:
     title: str
-    tags: Rows
+    tags: tuple[tuple[str, str | list[str]], ...]
     """What a hub indexes by."""
     sections: tuple[Section, ...]
 
     def markdown(self) -> str:
-        lines = ["---", *(f"{key}: {json.dumps(clean(value, 200))}" for key, value in self.tags), "---"]
+        lines = ["---", *(f"{key}: {json.dumps(_tag(value))}" for key, value in self.tags), "---"]
         lines += ["", f"# {_plain(self.title)}"]
         for section in self.sections:
             lines += ["", f"## {_plain(section.title)}", ""]
@@ -41,6 +41,10 @@ class Card:
                 lines += [""] * bool(section.sentences) + ["| | |", "|---|---|"]
                 lines += [f"| {_plain(key)} | {_plain(value)} |" for key, value in section.rows]
         return "\n".join(lines) + "\n"
+
+
+def _tag(value: str | list[str]) -> str | list[str]:
+    return clean(value, 200) if isinstance(value, str) else [clean(item, 200) for item in value]
 
 
 def _plain(text: str) -> str:
@@ -63,7 +67,7 @@ def _submission_card(run: RunResult, about: Submission) -> Card:
     hashes = (("Manifest", about.manifest_sha256), ("Sounds, in the order of the test set", about.sounds_sha256))
     return Card(
         "Submission card",
-        (("tags", "EEG, speech"), ("datasets", run.study)),
+        (("tags", ["eeg", "speech"]), ("datasets", [run.study])),
         (
             Section("What it is", made, (("Folder", clean(about.sounds, 80)), ("Sounds", f"{about.n_sounds:,}"))),
             Section("Training", (seeds_note(run),)),
@@ -95,7 +99,13 @@ def model_card(run: RunResult) -> Card:
     weights = tuple((clean(name, 60), clean(value, 80)) for name, value in hashes.items() if name)
     return Card(
         "Model card",
-        (("library_name", "diffusers"), ("tags", "EEG, speech, latent diffusion"), ("datasets", run.study)),
+        (
+            ("library_name", "diffusers"),
+            ("tags", ["eeg", "speech", "latent-diffusion"]),
+            ("datasets", [run.study]),
+            ("license", "other"),
+            ("license_name", "see-the-training-data"),
+        ),
         (
             Section("What it is", ("A latent diffusion model that generates speech from a window of EEG.",), made),
             Section("Training", (_trained_on(run), seeds_note(run)), stages),
@@ -125,25 +135,28 @@ def _trained_on(run: RunResult) -> str:
 
 
 def _scores(run: RunResult) -> Rows:
-    """The claim's values, all listeners together."""
-    units = {info.name: (info.label, info.unit) for info in run.metrics}
+    """The claim's values with their intervals, all listeners together, and what every floor scores."""
+    claim = claim_of(run)
+    floors = [system.name for system in run.systems if system.role == "floor"]
     rows = []
-    for r in run.results:
-        if (r.system, r.subject) == (claim_of(run), None) and r.value is not None and is_number(r.value):
-            name, unit = units.get(r.metric, (r.metric, ""))
-            under = f" ({clean(r.embedder, 40)})" if r.embedder else ""
-            rows.append((f"{clean(name, 60)}{under}", plain(r.value, unit) + (f" {unit}" if unit else "")))
+    for column in columns(run):
+        unit, ours = column.info.unit, find(run, claim, column)
+        if ours is None or (value := value_of(ours)) is None:
+            continue
+        text = quantity(value, unit)
+        text += f" (95 % CI {interval(ours.ci, unit)})" if ours.ci and all(map(is_number, ours.ci)) else ""
+        scored = [(name, value_of(find(run, name, column))) for name in floors]
+        under = [f"{clean(name, 40)} {plain(v, unit)}" for name, v in scored if v is not None]
+        rows.append((column.title, text + (f"; floors: {', '.join(under)}" if under else "")))
     return tuple(rows)
 
 
 def _limits(run: RunResult) -> tuple[str, ...]:
-    failed = [clean(f.check, 60) for f in run.audit if not f.passed]
-    missing = sorted({clean(r.metric, 40) for r in run.results if (r.system, r.value) == (claim_of(run), None)})
-    lines = [simulation_note(run)] if run.simulated else []
-    lines.append(
-        f"The leakage audit failed: {', '.join(failed)}." if failed
-        else "The leakage audit of the split passed." if run.audit else "No leakage audit was made."
-    )  # fmt: skip
+    mine = [r for r in run.results if (r.system, r.subject) == (claim_of(run), None)]
+    measured = {r.metric for r in mine if is_number(r.value)}
+    missing = sorted({clean(r.metric, 40) for r in mine} - measured)
+    lines = [simulation_note(run)]
+    lines.append(clean(audit_sentence(run.audit), 600))
     lines += [f"Not run for the claim: {', '.join(missing)}."] if missing else []
     return tuple(lines)
 
@@ -179,10 +192,15 @@ def dataset_card(run: RunResult) -> Card:
         if run.simulated
         else "The EEG was recorded from people listening to speech."
     )
-    audit = tuple((clean(f.check, 80), f"{'pass' if f.passed else 'fail'}: {clean(f.detail, 200)}") for f in run.audit)
+    audit = tuple((clean(f.check, 80), f"{f.verdict}: {clean(f.detail, 200)}") for f in run.audit)
     return Card(
         "Dataset card",
-        (("pretty_name", run.study), ("license", licence), ("tags", "EEG, speech")),
+        (
+            ("pretty_name", run.study),
+            ("license", "other"),
+            ("license_name", "see-licence-consent-and-citation"),
+            ("tags", ["eeg", "speech"]),
+        ),
         (
             Section("What it is", (origin,), known),
             Section(

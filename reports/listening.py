@@ -114,9 +114,9 @@ def build_room(folder: Path, run: RunResult, examples: pd.DataFrame, address: st
 
 
 def _silence_reason(run: RunResult) -> str:
-    """The reason the run itself gives for scoring no sound, or the plain fact that none was stored."""
-    reasons = [r.reason for r in run.results if r.reason and "audio" in r.reason]
-    return clean(reasons[0], 300) if reasons else "the run stored no sounds"
+    """The study's reason, as `eval.metrics` words it, or the plain fact that none was stored."""
+    reason = "the study has no audio"
+    return reason if any(r.reason == reason for r in run.results) else "the run stored no sounds"
 
 
 def choose(run: RunResult, claim: pd.DataFrame) -> tuple[list[tuple[str, pd.Series]], str]:

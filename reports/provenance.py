@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from eval.results import RunResult
+from eval.results import MetricResult, RunResult, audit_sentence
 from reports.formatting import clean, count, flatten, is_number
 from reports.verify import Check
 
@@ -31,9 +31,8 @@ def checklist(run: RunResult, checks: list[Check]) -> list[Item]:
 
 
 def _audit(run: RunResult, _: list[Check]) -> Item:
-    failed = [clean(f.check, 60) for f in run.audit if not f.passed]
-    detail = f"{len(run.audit) - len(failed)} of {count(len(run.audit), 'check')} passed"
-    return Item("The split was audited and nothing leaks", bool(run.audit) and not failed, "; ".join([detail, *failed]))
+    passed = bool(run.audit) and all(f.passed for f in run.audit)
+    return Item("The split was audited and no check found a leak", passed, clean(audit_sentence(run.audit), 600))
 
 
 def _endpoint(run: RunResult, _: list[Check]) -> Item:
@@ -62,10 +61,14 @@ def _values(run: RunResult, _: list[Check]) -> Item:
 
 def _intervals(run: RunResult, _: list[Check]) -> Item:
     values = [r for r in run.results if r.subject is None and is_number(r.value)]
-    bare = [f"{r.system}/{r.metric}" for r in values if r.ci is None or not all(map(is_number, r.ci))]
+    bare = [_cell(r) for r in values if r.ci is None or not all(map(is_number, r.ci))]
     detail = f"{len(values) - len(bare)} of {len(values)}"
     detail += f"; without: {clean(', '.join(bare), 300)}" if bare else ""
     return Item("Every number has a 95 % interval", bool(values) and not bare, detail)
+
+
+def _cell(result: MetricResult) -> str:
+    return f"{result.system}/{result.metric}" + (f"|{result.embedder}" if result.embedder else "")
 
 
 def _corrected(run: RunResult, _: list[Check]) -> Item:
@@ -140,6 +143,12 @@ def inputs(run: RunResult) -> list[tuple[str, str]]:
     code = [("code", str(git["sha"]))] if isinstance(git, dict) and git.get("sha") else []
     named = [("configuration and code version", run.signature), *code]
     return named + [(key.replace("_", " "), text) for key, text in flatten(run.provenance) if _is_input(key, text)]
+
+
+def environment(run: RunResult) -> list[tuple[str, str]]:
+    """Memory to a tenth of a GiB."""
+    facts = {k: round(v, 1) if k.endswith("_gib") and isinstance(v, float) else v for k, v in run.environment.items()}
+    return flatten(facts)
 
 
 def _is_input(key: str, text: str) -> bool:

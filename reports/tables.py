@@ -22,6 +22,8 @@ HEADLINE = ("wer", "top1", "top10", "fad", "kad", "mel_correlation", "estoi")
 """Metrics that go into the headline table after the primary endpoint, where a run has them."""
 
 HEADLINE_COLUMNS = 6
+DOES_NOT_APPLY = ("this system ", "a property of ")
+"""How a reason begins, where the metric could not be run on that row by anybody."""
 NO_RESULT = "no result was stored for this system and metric"
 
 
@@ -54,7 +56,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """`text` is the value in the column's unit, or "not run" with the letter of its reason in `note`."""
+    """`text` is the value in the column's unit, or "not run" or "n/a" with the letter of its reason in `note`."""
 
     id: str
     column: Column
@@ -74,6 +76,7 @@ class Row:
     description: str
     size: str
     cells: tuple[Cell, ...]
+    n_stimuli: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,19 +84,16 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     notes: tuple[tuple[str, str], ...] = field(default=())
-    """(letter, reason) for every cell that has no value."""
+    """(letter, "not run: " or "n/a: " and the reason) for every cell that has no value."""
     legend: tuple[str, ...] = field(default=())
 
     def groups(self) -> list[tuple[str, list[Row]]]:
         return [(key, list(rows)) for key, rows in groupby(self.rows, key=lambda row: row.role)]
 
     def only(self, chosen: Sequence[Column]) -> Table:
-        """The same table with some of its columns, and only the notes that they need."""
+        """The same table with some of its columns, and the notes and the legend that they need."""
         places = [self.columns.index(column) for column in chosen]
-        rows = tuple(replace(row, cells=tuple(row.cells[i] for i in places)) for row in self.rows)
-        used = {cell.note for row in rows for cell in row.cells}
-        notes = tuple(note for note in self.notes if note[0] in used)
-        return replace(self, columns=tuple(chosen), rows=rows, notes=notes)
+        return _noted(chosen, [replace(row, cells=tuple(row.cells[i] for i in places)) for row in self.rows])
 
 
 def load_run(folder: Path) -> tuple[RunResult, pd.DataFrame]:
@@ -194,7 +194,8 @@ def _reason(result: MetricResult | None) -> str:
         return NO_RESULT
     if result.value is not None:
         return f"the stored value is {result.value}, which is not a number"
-    return clean(result.reason or "no reason was given", 300)
+    # Older results name the system, and every row had a note of its own.
+    return clean(result.reason or "no reason was given", 300).replace(f"the system {result.system} ", "this system ")
 
 
 def _best(run: RunResult, column: Column) -> str | None:
@@ -214,7 +215,6 @@ def build_table(run: RunResult) -> Table:
     """Systems x metrics in the order ceiling, claim, rival, floor, chance."""
     cols = columns(run)
     best = {column.key: _best(run, column) for column in cols}
-    letters: dict[str, str] = {}
     rows = []
     seeds = len(set(run.training_seeds))
     order = list(ROLES)
@@ -226,8 +226,8 @@ def build_table(run: RunResult) -> Table:
             value = value_of(result)
             if result is None or value is None:
                 reason = _reason(result)
-                note = letters.setdefault(reason, _letter(len(letters)))
-                cells.append(Cell(f"n{i}-{j}", column, result, "not run", note=note, reason=reason))
+                text = "n/a" if reason.startswith(DOES_NOT_APPLY) else "not run"
+                cells.append(Cell(f"n{i}-{j}", column, result, text, reason=reason))
                 continue
             has_ci = result.ci is not None and all(map(is_number, result.ci))
             unit = column.info.unit
@@ -243,9 +243,19 @@ def build_table(run: RunResult) -> Table:
                 )
             )
         size = f"{system.n_examples:,} / {system.n_stimuli:,} / {system.n_subjects or '–'} / {seeds or '–'}"
-        rows.append(Row(system.name, system.role, system.description, size, tuple(cells)))
-    notes = tuple((letter, reason) for reason, letter in letters.items())
-    return Table(tuple(cols), tuple(rows), notes, _legend(rows))
+        rows.append(Row(system.name, system.role, system.description, size, tuple(cells), system.n_stimuli))
+    return _noted(cols, rows)
+
+
+def _noted(cols: Sequence[Column], rows: Sequence[Row]) -> Table:
+    """Letters for the reasons, in the order of their cells, and the legend of what is shown."""
+    missing = dict.fromkeys(f"{cell.text}: {cell.reason}" for row in rows for cell in row.cells if cell.reason)
+    letters = {said: _letter(number) for number, said in enumerate(missing)}
+    lettered = [
+        replace(row, cells=tuple(replace(c, note=letters.get(f"{c.text}: {c.reason}", "")) for c in row.cells))
+        for row in rows
+    ]
+    return Table(tuple(cols), tuple(lettered), tuple((a, said) for said, a in letters.items()), _legend(cols, rows))
 
 
 def _letter(index: int) -> str:
@@ -253,7 +263,7 @@ def _letter(index: int) -> str:
     return (_letter(index // 26 - 1) if index >= 26 else "") + "abcdefghijklmnopqrstuvwxyz"[index % 26]
 
 
-def _legend(rows: Sequence[Row]) -> tuple[str, ...]:
+def _legend(cols: Sequence[Column], rows: Sequence[Row]) -> tuple[str, ...]:
     marks = {cell.mark for row in rows for cell in row.cells}
     text = [
         "Mean over all examples, 95 % confidence interval (bootstrap clustered on stimulus). "
@@ -267,9 +277,30 @@ def _legend(rows: Sequence[Row]) -> tuple[str, ...]:
         )
     if "†" in marks:
         text.append("† The claim is worse than this row, p < 0.05 in the same test.")
+    if any(column.info.per_example for column in cols):
+        text.append("No mark on a rival or a floor: p ≥ 0.05, or nothing to compare.")
+    if sets := ", ".join(dict.fromkeys(clean(c.info.label, 60) for c in cols if not c.info.per_example)):
+        text.append(f"{sets}: of a whole set of clips, not tested and without marks; compare the intervals.")
     if any(cell.best for row in rows for cell in row.cells):
         text.append("Bold: best row that is not a ceiling, where its interval overlaps no other such row's.")
-    return tuple(text)
+    return (*text, *_no_width(rows))
+
+
+def _no_width(rows: Sequence[Row]) -> tuple[str, ...]:
+    """What an interval from 100 to 100 does not say: the bound of Clopper & Pearson where n of n are alike."""
+    alike = [
+        row.n_stimuli
+        for row in rows
+        for cell in row.cells
+        if cell.interval and cell.result and cell.result.ci and cell.result.ci[0] == cell.result.ci[1]
+    ]
+    if not alike:
+        return ()
+    text, n = "An interval without width: every resample gave the same value", min(alike)
+    if n:
+        far = 100 * (1 - 0.025 ** (1 / n))
+        text += f"; a share of 0 or 100 % over {n} stimuli may truly lie {far:.1f} points off (95 %, Clopper & Pearson)"
+    return (f"{text}.",)
 
 
 def chance(table: Table) -> list[tuple[Column, str]]:
@@ -284,4 +315,9 @@ def size_sentence(run: RunResult) -> str:
     if claim is None:
         return "The run has no row for the claim."
     clips, stimuli = count(claim.n_examples, "clip"), count(claim.n_stimuli, "stimulus", "stimuli")
+    splits = run.data.get("splits")
+    test = splits.get("test") if isinstance(splits, dict) else None
+    whole = test.get("stimuli") if isinstance(test, dict) else None
+    if isinstance(whole, int) and whole > claim.n_stimuli:
+        stimuli = f"{claim.n_stimuli:,} of {whole:,} test stimuli"
     return f"{clips} of {stimuli} heard by {count(claim.n_subjects, 'listener')}"

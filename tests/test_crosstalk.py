@@ -162,6 +162,8 @@ def test_what_cannot_be_tested_says_why(tmp_path: Path) -> None:
     assert finding.passed
     for said in ("sampled at 128 Hz; 160 Hz are needed", "less than 60 s", "the study has no audio", "1 recordings"):
         assert said in finding.detail
+    assert finding.tested, "one of them was"
+    assert not crosstalk([slow, short, silent], tmp_path).tested
 
 
 def test_a_second_audit_reads_no_eeg(tmp_path: Path) -> None:

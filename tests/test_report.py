@@ -28,7 +28,7 @@ from reports.build import build, slug
 from reports.figures import training_curve
 from reports.finding import find_out, seeds_note, simulation_note
 from reports.formatting import clean, flatten, interval, plain, quantity
-from reports.provenance import checklist, differences
+from reports.provenance import checklist, differences, environment
 from reports.verify import check, verify
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -158,7 +158,7 @@ def test_every_cell_of_the_headline_shows_its_stored_value(page: str, run: RunRe
     for system in SYSTEMS:
         assert system in words
     assert "not run: pystoi is not installed: install the eval extra" in words
-    assert "not run: this system hears no EEG" in words
+    assert "n/a: this system hears no EEG" in words
 
 
 def test_simulation_is_said_in_plain_words(page: str, silent: Path, tmp_path: Path) -> None:
@@ -201,6 +201,7 @@ def test_the_finding_follows_from_the_numbers(
     finding = find_out(with_endpoint(run, **values))
     assert finding.verdict == verdict
     assert words in finding.sentence
+    assert ("25.6\u202f% against 92.2\u202f%" in finding.sentence) == (verdict != "missing")
     assert ("covering 50 % of the way" in finding.sentence) == (verdict == "better")
 
 
@@ -211,6 +212,27 @@ def test_no_finding_where_the_audit_failed_or_is_missing(run: RunResult) -> None
     assert failed.verdict == "void"
     assert "audit failed (shared text)" in failed.sentence
     assert find_out(run.model_copy(update={"audit": []})).verdict == "void"
+
+
+def test_a_failed_audit_stands_above_the_table(folder: Path, run: RunResult, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    run.model_copy(update={"audit": []}).save(tmp_path / "run")
+    words = Reader(build([tmp_path / "run"], tmp_path / "out").read_text(encoding="utf-8")).words
+    line = "Results Nothing in this table may be believed: no leakage audit was made. Systems by metrics"
+    assert line in words
+
+
+def test_a_check_that_could_not_be_made_is_no_pass(folder: Path, run: RunResult, tmp_path: Path) -> None:
+    old = {"check": "audio crosstalk", "passed": True, "detail": "not tested in 16 recordings: sampled at 128 Hz"}
+    untested = run.model_copy(update={"audit": [*run.audit, AuditFinding.model_validate(old)]})
+    assert find_out(untested).verdict == "better"
+    shutil.copytree(folder, tmp_path / "run")
+    untested.save(tmp_path / "run")
+    assert RunResult.load(tmp_path / "run").audit == untested.audit
+    page = build([tmp_path / "run"], tmp_path / "out").read_text(encoding="utf-8")
+    words = Reader(page).words
+    assert words.count("2 of 3 checks passed, 1 could not be made (audio crosstalk).") == 2, "card and checklist"
+    assert page.count('<span class="aside">not tested</span>') == 1
 
 
 def test_the_null_run_reports_no_evidence(tmp_path: Path) -> None:
@@ -235,8 +257,50 @@ def test_windows_that_share_their_sound_are_said_to(run: RunResult, windows: dic
 def test_seeds_and_simulation_notes(run: RunResult) -> None:
     assert seeds_note(run).startswith("One training seed (0)")
     assert "Fewer than three" in seeds_note(run.model_copy(update={"training_seeds": [0, 1]}))
-    assert seeds_note(run.model_copy(update={"training_seeds": [0, 1, 2]})) == "3 training seeds (0, 1, 2)."
-    assert simulation_note(run.model_copy(update={"simulated": False})) == ""
+    assert seeds_note(run.model_copy(update={"training_seeds": [0, 1, 2]})).startswith("3 training seeds (0, 1, 2). ")
+
+    def of(listeners: int, stimuli: int = 20) -> RunResult:
+        heard = [s.model_copy(update={"n_subjects": listeners, "n_stimuli": stimuli}) for s in run.systems]
+        return run.model_copy(update={"systems": heard, "simulated": False})
+
+    assert simulation_note(of(7)) == "Recorded EEG: 7 listeners."
+    assert seeds_note(of(1)).endswith(" One listener: says nothing about others.")
+    assert seeds_note(of(19)).endswith(" 19 listeners: the intervals do not cover others.")
+    assert seeds_note(of(20, 19)).endswith(" 20 listeners: the intervals do not cover others.")
+    assert "listener" not in seeds_note(of(20)), "from here on they are clusters, too"
+
+
+def test_a_loss_is_judged_by_the_named_floor_s_own_p(run: RunResult) -> None:
+    ps = {"shuffled": 0.01, "noise": 0.4}
+    floors = [Comparison(metric="wer", system=s, role="floor", gain=-0.1, p=p / 2, p_holm=p) for s, p in ps.items()]
+    worse = with_endpoint(run, best_floor="shuffled", gain=-0.1, ci=(-0.2, -0.05), p=0.4)
+    found = find_out(worse.model_copy(update={"comparisons": floors}))
+    assert found.verdict == "worse"
+    assert "p\xa0=\xa00.01, Holm-adjusted" in found.sentence
+    assert not any("80 % power" in line for line in found.details)
+    won = find_out(with_endpoint(worse, gain=0.1, ci=(0.05, 0.2), p=0.03).model_copy(update={"comparisons": floors}))
+    assert "p\xa0=\xa00.03, the largest over 2 floors, Holm-adjusted" in won.sentence
+
+
+def test_what_a_rival_wins_is_said_beside_what_it_loses(run: RunResult) -> None:
+    others = {"wer": (0.1, 0.001), "top1": (-0.1, 0.001), "estoi": (0.1, 0.02), "top5": (-0.1, 0.04), "fad": (1.0, 0.9)}
+    tests = [Comparison(metric=m, system="regression", role="rival", gain=g, p=p) for m, (g, p) in others.items()]
+    said = " ".join(find_out(run.model_copy(update={"comparisons": tests})).details)
+    assert "Of 4 other metrics it is behind regression in Top-1 (p < 0.05, Holm-adjusted)." in said
+    tests[2] = tests[2].model_copy(update={"p": 0.004})
+    said = " ".join(find_out(run.model_copy(update={"comparisons": tests})).details)
+    assert "it is ahead of regression in ESTOI, and behind regression in Top-1 (" in said
+
+
+def test_a_recogniser_that_hears_words_in_noise_is_named(run: RunResult) -> None:
+    rate = MetricResult(system="reference", metric="hallucination_noise", value=0.6, n=4)
+
+    def said(value: float) -> bool:
+        rates = [*run.results, rate.model_copy(update={"value": value})]
+        return any("hears words in" in line for line in find_out(run.model_copy(update={"results": rates})).details)
+
+    assert said(0.6)
+    assert not said(0.4)
 
 
 def test_embedders_are_columns_of_their_own(run: RunResult) -> None:
@@ -274,6 +338,51 @@ def test_marks_need_a_gain_and_a_p_value(run: RunResult) -> None:
     assert marks(gain=None, p=None, p_holm=None) == ""
 
 
+def test_a_part_of_the_table_has_its_own_letters_and_legend(run: RunResult) -> None:
+    worse = Comparison(metric="top1", system="shuffled", role="floor", gain=-0.1, p=0.001, p_holm=0.001)
+    table = tables.build_table(run.model_copy(update={"comparisons": [worse]}))
+    assert [letter for letter, _ in table.notes] == ["a", "b"]
+    assert any(line.startswith("†") for line in table.legend)
+    estoi = table.only([c for c in table.columns if c.key == "estoi"])
+    assert [letter for letter, _ in estoi.notes] == ["a"]
+    assert {row.cells[0].note for row in estoi.rows} == {"a"}
+    assert estoi.notes[0][1].startswith("not run: pystoi")
+    assert not [line for line in estoi.legend if line.startswith("†")]
+    sets = table.only([c for c in table.columns if c.info.name == "fad"])
+    assert "FAD: of a whole set of clips" in " ".join(sets.legend)
+    assert "of a whole set" not in " ".join(estoi.legend)
+
+
+def test_what_does_not_apply_is_told_from_what_was_not_run(run: RunResult) -> None:
+    old = "the system {} makes no embedding from EEG"
+    rows = [
+        r.model_copy(update={"value": None, "ci": None, "reason": old.format(r.system)}) if r.metric == "top1" else r
+        for r in run.results
+    ]
+    table = tables.build_table(run.model_copy(update={"results": rows}))
+    top1 = table.only([c for c in table.columns if c.key == "top1"])
+    assert {row.cells[0].text for row in top1.rows} == {"n/a"}
+    assert top1.notes == (("a", "n/a: this system makes no embedding from EEG"),)
+
+
+def test_an_interval_without_width_is_not_certainty(run: RunResult) -> None:
+    from scipy.stats import binomtest
+
+    def legend(low: float) -> str:
+        flat = MetricResult(system="reference", metric="top1", value=1.0, ci=(low, 1.0), n=12, signature="x")
+        return " ".join(tables.build_table(run.model_copy(update={"results": [flat]})).legend)
+
+    bound = 100 * (1 - binomtest(12, 12).proportion_ci(method="exact").low)
+    assert f"a share of 0 or 100 % over 12 stimuli may truly lie {bound:.1f} points off" in legend(1.0)
+    assert "without width" not in legend(0.9)
+
+
+def test_a_test_set_that_was_cut_is_said_to_be(run: RunResult) -> None:
+    assert "of 12 stimuli heard" in tables.size_sentence(run)
+    cut = run.model_copy(update={"data": {"splits": {"test": {"stimuli": 67}}}})
+    assert "of 12 of 67 test stimuli heard" in tables.size_sentence(cut)
+
+
 def test_bold_only_where_the_interval_is_apart(run: RunResult) -> None:
     def best(**intervals: tuple[float, float]) -> list[str]:
         rows = [
@@ -302,9 +411,17 @@ def test_exports_agree_with_the_results(folder: Path, run: RunResult, tmp_path: 
     assert len(pd.read_csv(place / "examples.csv")) == len(load_examples(folder))
     latex = (place / "headline.tex").read_text()
     assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 1
-    body = [line for line in latex.splitlines() if line.endswith(r"\\")]
+    assert latex.index(r"\bottomrule") < latex.index("Simulated EEG") < latex.index("n/a: this system") < len(latex)
+    body = [line for line in latex.splitlines() if line.endswith(r"\\") and r"\multicolumn" not in line]
     assert len({line.count(" & ") for line in body}) == 1
     lines = (place / "headline.md").read_text().splitlines()
+    assert lines[0].startswith("Simulated EEG")
+    assert lines[2] == "Leakage audit of the split: 2 of 2 checks passed."
+    sheet = pd.read_csv(place / "headline.csv")
+    assert list(sheet["EEG"].unique()) == ["simulated"]
+    assert list(sheet["audit"].unique()) == ["pass"]
+    assert "n/a: this system hears no EEG" in sheet.set_index("System").loc["reference", "notes"]
+    assert data["notes"]
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")}
     assert len(widths) == 1
 
@@ -412,6 +529,33 @@ def test_word_diff_has_the_fewest_edits_and_loses_no_word(said: list[str], heard
         expected = jiwer.process_words(" ".join(said), " ".join(heard)) if heard else None
         counted = len(said) if expected is None else expected.substitutions + expected.deletions + expected.insertions
         assert edits == counted
+
+
+def test_why_there_is_no_sound_is_the_study_s_reason_or_none(folder: Path, run: RunResult) -> None:
+    table = load_examples(folder).assign(wav=None)
+    yamnet = MetricResult(system="eeg", metric="fad", embedder="yamnet", reason="weights absent: yamnet_audio.tflite")
+    room = listening.build_room(folder, run.model_copy(update={"results": [yamnet]}), table)
+    assert room.reason == "not run: the run stored no sounds"
+
+
+def test_a_sound_that_is_gone_is_no_metric_that_was_not_run(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    for path in (tmp_path / "run" / "wavs").glob("eeg_*"):
+        path.unlink()
+    words = Reader(build([tmp_path / "run"], tmp_path / "out").read_text(encoding="utf-8")).words
+    assert "no sound: wavs/eeg_" in words
+    assert "not run: wavs/eeg_" not in words
+
+
+def test_memory_is_told_to_a_tenth(run: RunResult) -> None:
+    machine = run.model_copy(update={"environment": {"memory_gib": 23.540584564208984, "cpu": "none"}})
+    assert environment(machine) == [("memory_gib", "23.5"), ("cpu", "none")]
+
+
+def test_a_number_without_interval_is_named_with_its_embedder(run: RunResult) -> None:
+    bare = MetricResult(system="eeg", metric="fad", embedder="whisper", value=1.0, n=1)
+    items = {item.claim: item.detail for item in checklist(run.model_copy(update={"results": [bare]}), [])}
+    assert items["Every number has a 95 % interval"] == "0 of 1; without: eeg/fad|whisper"
 
 
 def test_wavs_outside_the_run_folder_are_not_read(folder: Path, run: RunResult, tmp_path: Path) -> None:

@@ -69,9 +69,18 @@ def test_cards_tell_what_was_measured(run: RunResult, folder: Path, tmp_path: Pa
     texts = {name: (tmp_path / "runs/matrix_fake" / f"{name}_card.md").read_text() for name in ("model", "dataset")}
     for text in texts.values():
         front = text.split("---")[1]
-        assert yaml.safe_load(front)["tags"]
+        head = yaml.safe_load(front)
+        assert head["tags"][:2] == ["eeg", "speech"]
+        assert head["license"] == "other"
+        assert head["license_name"]
         assert "Simulated EEG says nothing about real brains" in text
     assert "beats the best control" in texts["model"]
+    wer = run.value("eeg", "wer")
+    assert wer is not None
+    assert wer.value is not None
+    assert f"| WER | {100 * wer.value:.1f} % (95 % CI" in texts["model"]
+    assert "; floors: shuffled " in texts["model"]
+    assert "Not run for the claim: estoi." in texts["model"].replace("\\", "")
     assert "11,700,000 parameters" in texts["model"]
     assert "synthetic, no licence needed" in texts["dataset"]
     assert "900" in texts["dataset"]
@@ -154,6 +163,11 @@ def test_a_published_figure_is_comparable_only_under_its_own_conditions(run: Run
     for change in ({"study": "matrix"}, {"simulated": True}, {"config": {}}, {"metrics": run.metrics}):
         differs = verdicts(same.model_copy(update=change))
         assert all(v.startswith("not comparable: ") for v in differs.values())
+    leaky = same.model_copy(update={"audit": []})
+    assert verdicts(leaky)["Brennan 2019", "top10 best"] == "not comparable: audit"
+    ours = [e.verdict for e in anchors.leaderboard([leaky], [""]) if not e.published]
+    assert ours
+    assert set(ours) == {"with nothing: no leakage audit was made"}
     fewer = verdicts(same.model_copy(update={"metrics": run.metrics}))
     assert "candidates (190 against 12)" in fewer["Brennan 2019", "top10 best"]
 

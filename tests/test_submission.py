@@ -166,7 +166,7 @@ def test_what_needs_an_encoder_is_not_run(runs: Path, submitted: Path) -> None:
     cell = run.value(CLAIM, "top1")
     assert cell is not None
     assert cell.value is None
-    assert cell.reason == "the system submission makes no embedding from EEG"
+    assert cell.reason == "this system makes no embedding from EEG"
     for system in (CLAIM, "eeg"):  # the fixture scores all by their sounds alone
         cell = run.value(system, "audio_to_speech_top1")
         assert cell is not None

@@ -119,7 +119,10 @@ class Finding:
 
     check: str
     passed: bool
+    """True where it could not be made: nothing was found."""
     detail: str
+    tested: bool = True
+    """False: it could not be made, and `detail` says why."""
 
 
 def audit(

@@ -120,7 +120,7 @@ def no_sound(test: TestSet, output: SystemOutput) -> str | None:
     if test.waveform is None:
         return "the study has no audio"
     if output.waveform is None:
-        return output.waveform_reason or f"the system {output.system} makes no sound"
+        return output.waveform_reason or "this system makes no sound"
     return None
 
 

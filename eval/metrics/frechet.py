@@ -152,7 +152,7 @@ class FAD(SetMetric):
         unit="",
         higher_is_better=False,
         per_example=False,
-        definition="Fréchet distance between Gaussians fitted to embeddings of generated and of true clips "
+        definition="Fréchet audio distance: between Gaussians fitted to embeddings of generated and of true clips "
         f"({KILGOUR}), within each listener (so that N is the same in every row), averaged over listeners; biased "
         "upward at small N.",
     )

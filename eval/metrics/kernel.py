@@ -76,7 +76,8 @@ class KAD(SetMetric):
         unit="",
         higher_is_better=False,
         per_example=False,
-        definition="100 times the unbiased squared maximum mean discrepancy between embeddings of generated and true "
+        definition="Kernel audio distance: 100 times the "
+        "unbiased squared maximum mean discrepancy between embeddings of generated and true "
         "clips (Chung et al. 2025), Gaussian kernel with the median distance of the true clips, within each listener; "
         "unbiased at small N, zero for the same distribution, and so sometimes negative.",
     )

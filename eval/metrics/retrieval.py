@@ -114,7 +114,7 @@ class Retrieval:
 
     def reason(self, test: TestSet, output: SystemOutput, more_than: int = 1) -> str | None:
         if output.estimate is None:
-            return f"the system {output.system} makes no embedding from EEG"
+            return "this system makes no embedding from EEG"
         n = self.n_candidates(test)
         return None if n > more_than else f"needs more than {more_than} candidates, the test set has {n}"
 
@@ -157,7 +157,8 @@ class MeanReciprocalRank(RatioMetric):
         unit="",
         higher_is_better=True,
         per_example=True,
-        definition="Mean over EEG windows of one over the rank of the true speech among all distinct test stimuli.",
+        definition="Mean reciprocal rank: mean over EEG windows of one over the rank "
+        "of the true speech among all distinct test stimuli.",
     )
 
     def __init__(self, scorers: Scorers) -> None:

@@ -42,7 +42,7 @@ class SameStoryTopK(RatioMetric):
 
     def reason(self, test: TestSet, output: SystemOutput) -> str | None:
         if output.estimate is None:
-            return f"the system {output.system} makes no embedding from EEG"
+            return "this system makes no embedding from EEG"
         if "story" not in test.stimuli:
             return "the study does not say which story a stimulus is from"
         most = self._sizes(test).max()

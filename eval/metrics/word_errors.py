@@ -123,7 +123,8 @@ class ErrorRate(ASRMetric):
             unit="%",
             higher_is_better=False,
             per_example=True,
-            definition=f"Summed {unit} edits between the true text and what {WHISPER} hears, over the {unit}s of the "
+            definition=f"{unit.capitalize()} error rate: summed {unit} edits "
+            f"between the true text and what {WHISPER} hears, over the {unit}s of the "
             "true text, both through Whisper's English normaliser"
             + (
                 "; what it hears in silence, in likely no-speech, or repeats on and on counts as nothing."
