@@ -100,6 +100,7 @@ class AuditFinding(Config):
     passed: bool = Field(description="True where it could not be made: nothing was found")
     detail: str
     tested: bool = Field(default=True, description="False: it could not be made, and `detail` says why")
+    remark: str = Field(default="", description="what a reader of the claim must know although the check passed")
 
     @model_validator(mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 
 from eeg2speech.errors import UserError
 from eeg2speech.files import atomic_path, write_atomically
+from eeg2speech.runs import RunFolder, changed_files
 from eval.results import RunResult
 from reports import benchmarks, cards, comparison, curves, exports, figures, formatting, psychometric, sweeps, tables
 from reports.finding import audit_failure, find_out, full_name, seeds_note, simulation_note
@@ -55,7 +57,8 @@ def build(
         export(run, examples, room, place)
         up = "" if single else "../../"
         others = (f"{up}benchmarks.html" if measured else "", f"{up}calibration.html" if calibration else "")
-        page = report(run, examples, room, links, *others, swept=sweeps.pictures(folder, run))
+        changed = [os.path.relpath(path, folder) for path in changed_files(RunFolder(folder).evaluation) or []]
+        page = report(run, examples, room, links, *others, swept=sweeps.pictures(folder, run), changed=changed)
         write_atomically(output / "index.html" if single else place / "index.html", page)
     runs = [run for _, run, _ in loaded]
     frame = pd.concat([exports.results_frame(run) for run in runs], ignore_index=True)
@@ -103,9 +106,11 @@ def report(
     speed: str = "",
     calibrated: str = "",
     swept: Sequence[figures.Picture] = (),
+    changed: Sequence[str] = (),
 ) -> str:
     """The page of one run; `links` leads from the page to the run's exported tables, `speed` to the benchmarks,
-    `calibrated` to the calibration. `swept` are the figures of its sampler."""
+    `calibrated` to the calibration. `swept` are the figures of its sampler, `changed` the files that are not as the
+    evaluation left them."""
     table = tables.build_table(run)
     headline = table.only(tables.headline_columns(run))
     checks = check(run, examples)
@@ -116,6 +121,7 @@ def report(
         claim=tables.claim_of(run),
         finding=find_out(run),
         void=audit_failure(run),
+        changed=changed,
         full_name=full_name,
         simulation=simulation_note(run),
         seeds=seeds_note(run),

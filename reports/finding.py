@@ -144,7 +144,7 @@ def _details(run: RunResult, unit: str, name: str, verdict: str) -> tuple[str, .
     if verdict == "none" and floor is not None and is_number(floor.minimum_detectable):
         least = difference(floor.minimum_detectable or 0.0, unit)
         lines.append(f"This design finds a gain of {least} with 80 % power; a smaller one may be there unseen.")
-    return (*lines, *_hallucination(run), *_overlap(run))
+    return (*lines, *_by_listener(run), *_hallucination(run), *_overlap(run), *_audited(run), *_looks(run))
 
 
 def _elsewhere(run: RunResult, rival: Comparison) -> str:
@@ -166,6 +166,38 @@ def _labels(run: RunResult, tests: list[Comparison], sign: int) -> str:
     """The metrics in which the gain has this sign."""
     names = [c.metric for c in tests if (c.gain or 0.0) * sign > 0]
     return "; ".join(clean(info.label if (info := find_metric(run, name)) else name, 60) for name in names)
+
+
+def _by_listener(run: RunResult) -> tuple[str, ...]:
+    """For how many listeners the claim is ahead: a mean over few can be one listener's."""
+    name, _, embedder = run.endpoint.metric.partition("|")
+    info = find_metric(run, run.endpoint.metric)
+    found = {(r.system, r.subject): r.value for r in run.results if (r.metric, r.embedder or "") == (name, embedder)}
+    claim = next((system.name for system in run.systems if system.role == "claim"), "eeg")
+    listeners = [subject for system, subject in found if system == claim and subject is not None]
+    floor = run.endpoint.best_floor or ""
+    pairs = [(found[claim, who], found.get((floor, who), found.get((floor, None)))) for who in listeners]
+    told = [(ours, theirs) for ours, theirs in pairs if is_number(ours) and is_number(theirs)]
+    if info is None or len(told) < 2:
+        return ()
+    ahead = sum((ours > theirs) == info.higher_is_better and ours != theirs for ours, theirs in told)  # type: ignore[operator]
+    return (f"It is ahead of {clean(floor, 40)} for {ahead} of {len(told)} listeners.",)
+
+
+def _audited(run: RunResult) -> tuple[str, ...]:
+    """What the audit could not look at, and what it saw without failing."""
+    unmade = [f"{clean(f.check, 60)} ({clean(f.detail, 200)})" for f in run.audit if f.verdict == "not tested"]
+    said = (f"The audit could not check {'; '.join(unmade)}.",) if unmade else ()
+    return (*said, *(clean(f.remark, 300) for f in run.audit if f.remark))
+
+
+def _looks(run: RunResult) -> tuple[str, ...]:
+    """How often this test set was scored before, with other settings: p knows nothing of it."""
+    before = [e for e in run.provenance.get("evaluated_before") or [] if e.get("signature") != run.signature]
+    if not before:
+        return ()
+    metrics = ", ".join(dict.fromkeys(clean(e.get("primary"), 60) for e in before))
+    return (f"The run was evaluated {count(len(before), 'time')} before with other settings (by {metrics}).",)
 
 
 def _hallucination(run: RunResult) -> tuple[str, ...]:

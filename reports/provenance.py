@@ -37,8 +37,12 @@ def _audit(run: RunResult, _: list[Check]) -> Item:
 
 def _endpoint(run: RunResult, _: list[Check]) -> Item:
     end = run.endpoint
+    named = (run.config.get("evaluation") or {}).get("primary", end.metric)
     text = f"{clean(end.metric, 60)}; {'computed' if is_number(end.gain) else clean(end.reason or 'not computed', 200)}"
-    return Item("The primary endpoint was computed", is_number(end.gain), text)
+    if named != end.metric:
+        text += f"; the configuration names {clean(named, 60)}"
+    computed = is_number(end.gain) and named == end.metric
+    return Item("The primary endpoint is the configuration's and was computed", computed, text)
 
 
 def _controls(run: RunResult, _: list[Check]) -> Item:

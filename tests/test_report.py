@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from report_fixture import SYSTEMS, Fake, write_fake_run
 
 from eeg2speech.errors import UserError
+from eeg2speech.runs import write_done
 from eval.results import AuditFinding, Comparison, Endpoint, MetricResult, RunResult, load_examples
 from reports import listening, tables
 from reports.__main__ import main
@@ -447,6 +448,51 @@ def test_verify_matches_and_finds_a_changed_number(
     assert main(["verify", str(tmp_path), "--cell", "shuffled/wer"]) == 0
     assert main(["verify", str(tmp_path), "--cell", "eeg/nonsense"]) == 2
     assert main(["verify", str(tmp_path), "--cell", "eeg/fad|whisper"]) == 2
+
+
+def test_the_page_names_files_that_were_changed_after_the_evaluation(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    (run / "evaluation").mkdir(exist_ok=True)
+    write_done(run / "evaluation", "depends", ["../results.json", "../examples.parquet"], {})
+    told = []
+    for _ in range(2):
+        build([run], tmp_path / "page")
+        told.append("Changed after the evaluation" in (tmp_path / "page" / "index.html").read_text(encoding="utf-8"))
+        (run / "results.json").write_text((run / "results.json").read_text() + "\n")
+    assert told == [False, True]
+
+
+def test_the_finding_says_what_a_mean_and_a_p_hide(run: RunResult) -> None:
+    """For how many listeners; what the audit could not see, or saw faintly; how often the test set was looked at."""
+    plain = " ".join(find_out(run).details)
+    assert "evaluated" not in plain
+    assert "could not check" not in plain
+    looks = [{"signature": "other", "primary": "mrr"}, {"signature": "another", "primary": "wer"}]
+    looks.append({"signature": run.signature, "primary": "wer"})
+    audit = [
+        *run.audit,
+        AuditFinding(check="audio crosstalk", passed=True, detail="not tested in 2 recordings: slow", tested=False),
+        AuditFinding(check="other", passed=True, detail="", remark="In 1 of 2 recordings something is faint."),
+    ]
+    told = run.model_copy(update={"audit": audit, "provenance": run.provenance | {"evaluated_before": looks}})
+    details = " ".join(find_out(told).details)
+    assert "evaluated 2 times before with other settings (by mrr, wer)" in details
+    assert "could not check audio crosstalk (not tested in 2 recordings: slow)" in details
+    assert "In 1 of 2 recordings something is faint." in details
+
+
+@pytest.mark.parametrize(("values", "ahead"), [((10.0, 20.0, 60.0), 2), ((60.0, 60.0, 50.0), 0)])
+def test_the_finding_counts_the_listeners_for_whom_it_holds(
+    values: tuple[float, ...], ahead: int, run: RunResult
+) -> None:
+    floor = run.endpoint.best_floor
+    mine = [r for r in run.results if r.metric == run.endpoint.metric and r.subject is None]
+    claim = next(r for r in mine if r.system == "eeg")
+    cells = [claim.model_copy(update={"subject": f"l{i}", "value": value}) for i, value in enumerate(values)]
+    cells += [claim.model_copy(update={"system": floor, "subject": f"l{i}", "value": 50.0}) for i in range(3)]
+    details = " ".join(find_out(run.model_copy(update={"results": [*mine, *cells]})).details)
+    assert f"It is ahead of {floor} for {ahead} of 3 listeners." in details
 
 
 def test_verify_counts_a_value_without_examples_as_wrong(run: RunResult, folder: Path) -> None:

@@ -123,6 +123,8 @@ class Finding:
     detail: str
     tested: bool = True
     """False: it could not be made, and `detail` says why."""
+    remark: str = ""
+    """What a reader of the claim must know although the check passed."""
 
 
 def audit(
