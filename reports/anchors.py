@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.results import RunResult
-from reports.curves import candidates
 from reports.finding import audit_failure
 from reports.formatting import clean, interval, is_number, plain
-from reports.tables import claim_of
+from reports.tables import candidates, claim_of
 
 _BRAINMAGICK = "Défossez et al., Nat. Mach. Intell. 2023, Table 2"
 _SPLIT = "by stimulus, seed 12, valid 0.1, test 0.2"

@@ -154,7 +154,7 @@ def significant(value: float | None) -> str:
     """Three significant digits, and whole numbers from a hundred on; a dash where there is none."""
     if value is None or not is_number(value):
         return "–"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
 
 
 def seconds(value: float | None) -> str:

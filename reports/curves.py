@@ -12,7 +12,7 @@ from eval.results import RunResult, SystemInfo
 from reports.figures import MARKERS, Picture
 from reports.formatting import clean, is_number, label
 from reports.svg import PALETTE, figure, inline, style
-from reports.tables import claim_of
+from reports.tables import candidates, claim_of
 
 DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (9, 3)))
 """Systems of one role share its colour and differ in their dash."""
@@ -31,15 +31,6 @@ def _looks(systems: Sequence[SystemInfo]) -> dict[str, dict[str, Any]]:
             "label": label(system.name),
         }
     return looks
-
-
-def candidates(run: RunResult) -> int | None:
-    """Size of the candidate set, from the exact chance of a top-k rate, k over candidates."""
-    for info in run.metrics:
-        k = info.name.removeprefix("top")
-        if info.name.startswith("top") and k.isdecimal() and info.chance is not None and is_number(info.chance):
-            return round(int(k) / info.chance) if 0 < info.chance < 1 else None
-    return None
 
 
 def accuracy_among(rank: np.ndarray, n_candidates: int, size: int, k: int = 1) -> float:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from eval.results import RunResult, StageSummary
 from reports.formatting import clean, count, duration, is_number, label, plain
 from reports.svg import PALETTE, figure, inline, style
-from reports.tables import ROLES, Column, claim_of, columns, find, headline_columns, value_of
+from reports.tables import ROLES, Column, candidates, claim_of, columns, find, headline_columns, value_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,8 +108,7 @@ def _shade(run: RunResult, axes: Axes, column: Column, rows: Sequence[tuple[str,
     k = _scale(column)
     axes.axvspan(k * best[0], k * values[ceiling], color=PALETTE["rule"], alpha=0.35, lw=0, zorder=0)
     text = f" Shaded: from the best floor ({clean(best[1], 40)}) to the ceiling ({clean(ceiling, 40)})"
-    share = run.endpoint.span_share if run.endpoint.metric in (column.info.name, column.key) else None
-    return text + (f"; the claim covers {100 * share:.0f} % of it." if share is not None and is_number(share) else ".")
+    return text + "."
 
 
 def per_subject(run: RunResult) -> Picture | None:
@@ -160,7 +159,7 @@ def rank_histogram(run: RunResult, examples: pd.DataFrame) -> Picture | None:
     shown = [name for name in (claim, floor) if name is not None and name in set(frame.system)]
     if not shown:
         return None
-    top = math.ceil(frame["rank"].max())
+    top = candidates(run) or math.ceil(frame["rank"].max())
     width = -(-top // 24)
     bins = -(-top // width)
     with style():
@@ -178,8 +177,8 @@ def rank_histogram(run: RunResult, examples: pd.DataFrame) -> Picture | None:
         axes.legend()
         n = int((frame.system == shown[0]).sum())
         caption = (
-            f"Rank of the true speech, {count(n, 'example')} of {clean(shown[0], 40)}; the lowest rank seen is {top}. "
-            "A row that carries nothing about the speech is flat at the dotted line."
+            f"Rank of the true speech among {top} candidates, {count(n, 'example')} of {clean(shown[0], 40)}; the "
+            f"worst is {frame['rank'].max():g}. A row that carries nothing about the speech is flat at the dotted line."
         )
         return Picture("Ranks", inline(fig, "ranks", caption), caption)
 

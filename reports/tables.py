@@ -174,6 +174,15 @@ def comparison(run: RunResult, system: str, column: Column) -> Comparison | None
     return next((row for row in run.comparisons if row.system == system and row.metric in names), None)
 
 
+def candidates(run: RunResult) -> int | None:
+    """Size of the candidate set, from the exact chance of a top-k rate, k over candidates."""
+    for info in run.metrics:
+        k = info.name.removeprefix("top")
+        if info.name.startswith("top") and k.isdecimal() and info.chance is not None and is_number(info.chance):
+            return round(int(k) / info.chance) if 0 < info.chance < 1 else None
+    return None
+
+
 def claim_of(run: RunResult) -> str:
     return next((system.name for system in run.systems if system.role == "claim"), "eeg")
 

@@ -49,9 +49,9 @@ def test_accuracy_among_fewer_candidates_is_that_of_drawing_them() -> None:
 
 
 def test_number_of_candidates_comes_from_exact_chance(run: RunResult) -> None:
-    assert curves.candidates(run) == 12
+    assert tables.candidates(run) == 12
     unknown = [m.model_copy(update={"chance": None}) for m in run.metrics]
-    assert curves.candidates(run.model_copy(update={"metrics": unknown})) is None
+    assert tables.candidates(run.model_copy(update={"metrics": unknown})) is None
     assert curves.candidate_curve(run.model_copy(update={"metrics": unknown}), pd.DataFrame()) is None
 
 
