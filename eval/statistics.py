@@ -130,6 +130,27 @@ def percentile_interval(samples: np.ndarray, n_clusters: int, level: float = 0.9
     return float(low), float(high)
 
 
+def where_all_agree(
+    interval: tuple[float, float] | None, value: float, n_clusters: int, lowest: float = 0.0
+) -> tuple[float, float] | None:
+    """`interval`, or where it has no width because all clusters gave `value`, what they can exclude.
+
+    Were more than e = 1 - 0.025^(1/n) of all clusters unlike these, n alike ones would come up in less than
+    2.5 % of draws. The unlike ones lie between `lowest` and 1, so the mean lies between value - e (value - lowest)
+    and value + e (1 - value). At 0 and 1 this is Clopper & Pearson's interval (Biometrika 1934, 26:404-413).
+    """
+    if interval is None or interval[1] - interval[0] > 1e-9:
+        return interval
+    unlike = 1 - 0.025 ** (1 / n_clusters)
+    return value - unlike * (value - lowest), value + unlike * (1 - value)
+
+
+def _proportions(num: np.ndarray, den: np.ndarray) -> bool:
+    """Whether no numerator leaves the range from zero to its denominator."""
+    kept = np.isfinite(num) & np.isfinite(den)
+    return bool(((num[kept] >= 0) & (num[kept] <= den[kept])).all())
+
+
 def _ratio(num: np.ndarray, den: np.ndarray) -> np.ndarray:
     return np.divide(num, den, out=np.full(np.shape(num), np.nan), where=den != 0)
 
@@ -141,16 +162,22 @@ def ratio_bootstrap(
     subject: np.ndarray,
     n_resamples: int = 10_000,
     seed: int = 0,
+    has_unit: bool = False,
 ) -> tuple[float, float] | None:
     """95 % interval of sum(num) / sum(den), all arrays (n,); rows with NaN were not run and are left out.
 
-    None where fewer than two stimuli carry a value.
+    Proportions that are the same in all clusters have the interval of `where_all_agree`; not so values that have a
+    unit, of which 0 to 1 is no range. None where fewer than two stimuli carry a value.
     """
     clusters = Clusters.of((num, den), stimulus, subject)
     if clusters.n < 2:
         return None
     samples = clusters.bootstrap(lambda totals: _ratio(totals[..., 0], totals[..., 1]), n_resamples, seed)
-    return percentile_interval(samples, clusters.n)
+    interval = percentile_interval(samples, clusters.n)
+    if has_unit or not _proportions(num, den):
+        return interval
+    num_total, den_total = clusters.total()
+    return where_all_agree(interval, float(num_total / den_total), clusters.n)
 
 
 def median_bootstrap(

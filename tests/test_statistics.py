@@ -90,6 +90,44 @@ def test_coverage_of_a_known_ratio(n_stimuli: int, n_subjects: int, simulations:
     assert 0.92 - slack <= hits / simulations <= 0.97 + slack
 
 
+def hits(n: int, of: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    return (np.arange(of) < n).astype(float), np.ones(of), np.arange(of), np.zeros(of)
+
+
+@pytest.mark.parametrize(("n", "rate"), [(10, 0.9), (24, 0.97), (48, 0.02), (16, 0.5)])
+def test_coverage_of_rates_near_the_edge(n: int, rate: float) -> None:
+    """Over 2,000 experiments; the bootstrap alone, which has no width where all hit or all miss, covered 54 to 64 %."""
+    intervals = [ratio_bootstrap(*hits(k, n), 2_000) or (0, 0) for k in range(n + 1)]
+    drawn = np.random.default_rng(12).binomial(n, rate, 2_000)
+    assert np.mean([intervals[k][0] <= rate <= intervals[k][1] for k in drawn]) >= 0.93
+
+
+def test_where_all_hit_or_all_miss_the_interval_is_clopper_and_pearsons() -> None:
+    for k in (0, 12):
+        expected = stats.binomtest(k, 12).proportion_ci(0.95, method="exact")
+        assert ratio_bootstrap(*hits(k, 12)) == pytest.approx(tuple(expected))
+
+
+def test_intervals_with_a_width_are_the_bootstraps() -> None:
+    for k in (1, 8, 15):
+        counts = np.random.default_rng([0, 16]).integers(16, size=(1_000, 16))
+        assert ratio_bootstrap(*hits(k, 16), 1_000) == percentile_interval((counts < k).mean(axis=1), 16)
+
+
+def test_stimuli_that_agree_on_one_half_leave_the_unlike_ones_that_may_exist() -> None:
+    """One of two listeners always hits, the other never; an unlike stimulus has both or none."""
+    stimulus, subject = crossed(20, 2)
+    low, high = ratio_bootstrap(subject == 0, np.ones(40), stimulus, subject) or (0, 0)
+    unlike = stats.binomtest(0, 20).proportion_ci(0.95, method="exact").high
+    assert (low, high) == pytest.approx((0.5 - unlike / 2, 0.5 + unlike / 2))
+
+
+def test_values_with_a_unit_or_beyond_one_keep_their_interval() -> None:
+    zeros, ones, stimulus, subject = hits(0, 12)
+    assert ratio_bootstrap(zeros, ones, stimulus, subject, has_unit=True) == (0, 0)
+    assert ratio_bootstrap(1.5 * ones, ones, stimulus, subject) == (1.5, 1.5)
+
+
 def test_no_interval_from_one_stimulus_and_none_from_nan() -> None:
     assert ratio_bootstrap(np.array([1.0]), np.array([2.0]), np.array([0]), np.array([0])) is None
     values = np.array([1.0, np.nan, np.nan])
