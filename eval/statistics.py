@@ -251,9 +251,8 @@ class Pairs:
     stimulus: np.ndarray
     subject: np.ndarray
 
-    def clusters(self, fixed_subject: bool = False) -> Clusters:
-        subject = np.zeros(len(self.stimulus)) if fixed_subject else self.subject
-        return Clusters.of((self.num, self.den, self.other_num, self.other_den), self.stimulus, subject)
+    def clusters(self) -> Clusters:
+        return Clusters.of((self.num, self.den, self.other_num, self.other_den), self.stimulus, self.subject)
 
 
 def pair(examples: pd.DataFrame, metric: str, other: str, claim: str = "eeg") -> Pairs:
@@ -310,19 +309,30 @@ def paired_gain(pairs: Pairs, higher_is_better: bool, n_resamples: int = 10_000,
 def paired_permutation(pairs: Pairs, n_permutations: int = 10_000, seed: int = 0) -> float | None:
     """Two-sided p of "the two systems are exchangeable": flips the two by stimulus, all its listeners together.
 
+    Where listeners are drawn too, the two are also flipped by listener, with all their stimuli, and the larger p
+    counts: each way alone takes the effects of the other for a gain. Where effects of stimuli and of listeners
+    weigh the same, p is still too small, and the interval of `paired_gain`, which adds the two, is the stricter.
+
     All 2^S flips are enumerated where they are no more than `n_permutations`. Else p = (1 + count) /
     (1 + n) (Phipson & Smyth, SAGMB 2010), and never less than 2 / 2^S, the smallest value that S
-    stimuli can give. None where nothing is paired.
+    stimuli (or listeners) can give. None where nothing is paired.
     """
-    sums = pairs.clusters(fixed_subject=True).sums[:, 0]
-    n_stimuli = len(sums)
+    sums = pairs.clusters().sums
+    n_stimuli, n_subjects = sums.shape[:2]
     if n_stimuli == 0:
         return None
+    ways = (1, 0) if n_subjects > 1 else (1,)
+    return max(_flipped(sums.sum(axis=others), n_permutations, seed) for others in ways)
+
+
+def _flipped(sums: np.ndarray, n_permutations: int, seed: int) -> float:
+    """p of flipping the clusters of `sums` (clusters, 4)."""
+    n = len(sums)
     swap = sums[:, [2, 3, 0, 1]] - sums
     total = sums.sum(axis=0)
     observed = abs(float(_difference(total, True)))
-    exact = n_stimuli < 63 and 2**n_stimuli <= n_permutations
-    flips = _all_flips(n_stimuli) if exact else _random_flips(n_stimuli, n_permutations, seed)
+    exact = n < 63 and 2**n <= n_permutations
+    flips = _all_flips(n) if exact else _random_flips(n, n_permutations, seed)
     # A flip that gives the observed value again must count however the sums were rounded.
     threshold = observed - 1e-9 * max(observed, 1e-3)
     count = sum(
@@ -330,8 +340,8 @@ def paired_permutation(pairs: Pairs, n_permutations: int = 10_000, seed: int = 0
         for rows in _chunks(len(flips))
     )
     if exact:
-        return count / 2**n_stimuli
-    return max((1 + count) / (1 + n_permutations), 2.0 ** (1 - n_stimuli))
+        return count / 2**n
+    return max((1 + count) / (1 + n_permutations), 2.0 ** (1 - n))
 
 
 @lru_cache(maxsize=4)

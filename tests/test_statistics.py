@@ -194,6 +194,31 @@ def test_p_is_uniform_where_nothing_differs_although_listeners_agree() -> None:
     assert stats.binomtest(int((np.array(ps) < 0.05).sum()), 300, 0.05).pvalue > 0.01
 
 
+@pytest.mark.parametrize("of", ["listeners", "stimuli"])
+def test_effects_of_twenty_listeners_or_stimuli_are_no_gain(of: str) -> None:
+    """Effects with mean 0 that the other way of flipping takes for a gain in most experiments."""
+    stimulus, subject = crossed(20, 20)
+    effect = subject if of == "listeners" else stimulus
+    ones, zeros = np.ones(400), np.zeros(400)
+    found = []
+    for i in range(300):
+        rng = np.random.default_rng([13, i])
+        values = rng.normal(size=20)[effect] + rng.normal(size=400)
+        found.append(paired_permutation(Pairs(values, ones, zeros, ones, stimulus, subject), 400, seed=i))
+    rejected = int((np.array(found, dtype=float) < 0.05).sum())
+    assert stats.binomtest(rejected, 300, 0.05, alternative="greater").pvalue > 0.01
+
+
+def test_nineteen_listeners_are_flipped_by_stimulus_alone() -> None:
+    stimulus, subject = crossed(30, 19)
+    values = 0.1 + np.random.default_rng(14).normal(size=19)[subject] + np.random.default_rng(15).normal(size=570)
+    ones, zeros = np.ones(570), np.zeros(570)
+    means = values.reshape(30, 19).mean(axis=1)
+    assert paired_permutation(Pairs(values, ones, zeros, ones, stimulus, subject)) == pytest.approx(
+        paired_permutation(pairs_of(means, np.zeros(30)))
+    )
+
+
 def test_gain_is_positive_when_the_claim_is_better() -> None:
     rng = np.random.default_rng(10)
     wer = pairs_of(rng.normal(0.3, 0.05, 40), rng.normal(0.9, 0.05, 40))
