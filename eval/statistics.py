@@ -296,14 +296,18 @@ def _difference(totals: np.ndarray, higher_is_better: bool) -> np.ndarray:
 def paired_gain(pairs: Pairs, higher_is_better: bool, n_resamples: int = 10_000, seed: int = 0) -> Gain | None:
     """How much better the claim is than the other system, in the metric's unit, with its 95 % interval.
 
-    Both systems are drawn with the same weights. None where fewer than two stimuli are paired.
+    Both systems are drawn with the same weights. Differences of proportions that are the same in all clusters have
+    the interval of `where_all_agree`. None where fewer than two stimuli are paired.
     """
     clusters = pairs.clusters()
     if clusters.n < 2:
         return None
     samples = clusters.bootstrap(lambda totals: _difference(totals, higher_is_better), n_resamples, seed)
     value = float(_difference(clusters.total(), higher_is_better))
-    return Gain(value, percentile_interval(samples, clusters.n), float(np.nanstd(samples)), clusters.n)
+    interval = percentile_interval(samples, clusters.n)
+    if _proportions(pairs.num, pairs.den) and _proportions(pairs.other_num, pairs.other_den):
+        interval = where_all_agree(interval, value, clusters.n, lowest=-1)
+    return Gain(value, interval, float(np.nanstd(samples)), clusters.n)
 
 
 def paired_permutation(pairs: Pairs, n_permutations: int = 10_000, seed: int = 0) -> float | None:

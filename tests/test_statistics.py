@@ -233,6 +233,15 @@ def test_gain_is_positive_when_the_claim_is_better() -> None:
     assert turned.value == -gain.value
 
 
+@pytest.mark.parametrize(("ours", "other", "low", "high"), [(1, 0, -2, 0), (0, 1, 0, 2), (0, 0, -1, 1)])
+def test_gain_that_all_stimuli_agree_on(ours: int, other: int, low: int, high: int) -> None:
+    """An unlike stimulus gains between -1 and 1: by as many times its share as that lies from the gain found."""
+    gain = paired_gain(pairs_of(np.full(30, float(ours)), np.full(30, float(other))), higher_is_better=True)
+    assert gain is not None
+    unlike = stats.binomtest(0, 30).proportion_ci(0.95, method="exact").high
+    assert gain.ci == pytest.approx((gain.value + low * unlike, gain.value + high * unlike))
+
+
 def test_holm_by_hand() -> None:
     """Holm 1979: sorted p times (m, m - 1, ...), made monotone."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
