@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from eeg2speech.errors import UserError
+from eeg2speech.evaluation import EvaluationConfig
+from eval.assembly import Scored, rows
 from eval.statistics import (
     Pairs,
     holm,
@@ -126,6 +128,16 @@ def test_values_with_a_unit_or_beyond_one_keep_their_interval() -> None:
     zeros, ones, stimulus, subject = hits(0, 12)
     assert ratio_bootstrap(zeros, ones, stimulus, subject, has_unit=True) == (0, 0)
     assert ratio_bootstrap(1.5 * ones, ones, stimulus, subject) == (1.5, 1.5)
+
+
+@pytest.mark.parametrize(("unit", "high"), [("%", 0.2646), ("", 0.2646), ("dB", 0.0)])
+def test_only_a_metric_without_a_unit_is_a_proportion(unit: str, high: float) -> None:
+    info = {"name": "m", "label": "M", "unit": unit, "higher_is_better": False, "per_example": True, "definition": ""}
+    shared = {"value": 0.0, "ci": None, "n": 12, "reason": None, "embedder": None, "signature": ""}
+    examples = pd.DataFrame({"subject": "A", "stimulus_id": np.arange(12), "m": 0.0, "m_n": 1.0})
+    scored = Scored("eeg", "claim", "", examples, [{"metric": info, "per_example": True, **shared}])
+    found = list(rows(scored, EvaluationConfig(n_resamples=100)))
+    assert [row.ci for row in found] == [pytest.approx((0, high), abs=1e-4)] * 2
 
 
 def test_no_interval_from_one_stimulus_and_none_from_nan() -> None:
