@@ -63,11 +63,12 @@ def assemble(
 def rows(scored: Scored, config: EvaluationConfig) -> Iterator[MetricResult]:
     """The cells of a system: over all subjects, then for each."""
     for m in scored.measurements:
-        name = m["metric"]["name"]
+        info = MetricInfo(**m["metric"])
+        name = info.name
         shared = {"system": scored.name, "metric": name, "embedder": m["embedder"], "signature": m["signature"]}
         ci = m["ci"]
         if m["per_example"] and ci is None and m["value"] is not None:
-            ci = _interval(scored.examples, name, config)
+            ci = _interval(scored.examples, info, config)
         yield MetricResult(**shared, value=m["value"], ci=ci, n=m["n"], reason=m["reason"], curve=m.get("curve", []))
         if not m["per_example"]:
             continue
@@ -77,13 +78,15 @@ def rows(scored: Scored, config: EvaluationConfig) -> Iterator[MetricResult]:
             if subject and total:
                 value = float(kept[name].sum() / total)
                 yield MetricResult(
-                    **shared, subject=subject, value=value, ci=_interval(rows, name, config), n=len(kept)
+                    **shared, subject=subject, value=value, ci=_interval(rows, info, config), n=len(kept)
                 )
 
 
-def _interval(rows: pd.DataFrame, metric: str, config: EvaluationConfig) -> tuple[float, float] | None:
-    num, den, stimulus, subject = (rows[c].to_numpy() for c in (metric, f"{metric}_n", "stimulus_id", "subject"))
-    return statistics.ratio_bootstrap(num, den, stimulus, subject, config.n_resamples, config.seed)
+def _interval(rows: pd.DataFrame, info: MetricInfo, config: EvaluationConfig) -> tuple[float, float] | None:
+    columns = (info.name, f"{info.name}_n", "stimulus_id", "subject")
+    num, den, stimulus, subject = (rows[c].to_numpy() for c in columns)
+    has_unit = info.unit not in ("", "%")
+    return statistics.ratio_bootstrap(num, den, stimulus, subject, config.n_resamples, config.seed, has_unit)
 
 
 def compare(

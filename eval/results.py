@@ -60,7 +60,9 @@ class MetricResult(Config):
     embedder: str | None = None
     subject: str | None = Field(default=None, description="None: all subjects")
     value: float | None = None
-    ci: tuple[float, float] | None = Field(default=None, description="95 %, bootstrap clustered on stimulus")
+    ci: tuple[float, float] | None = Field(
+        default=None, description="95 %, bootstrap clustered on stimulus; exact over clusters where all of them agree"
+    )
     n: int = 0
     reason: str | None = Field(default=None, description="why value is None")
     signature: str = Field(default="", description="metric|embedder|weights hash|sample rate|normaliser|N|seed|version")
@@ -75,7 +77,10 @@ class Comparison(Config):
     role: str = Field(description="floor or rival")
     gain: float | None = Field(description="positive: the claim is better")
     ci: tuple[float, float] | None = None
-    p: float | None = Field(default=None, description="two-sided paired permutation test")
+    p: float | None = Field(
+        default=None,
+        description="two-sided paired permutation test by stimulus; from 20 listeners by listener too, the larger p",
+    )
     p_holm: float | None = Field(default=None, description="Holm-adjusted over the floors within the metric")
     n_clusters: int = 0
     minimum_detectable: float | None = Field(default=None, description="gain found with 80 % power at alpha .05")

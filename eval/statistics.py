@@ -130,6 +130,27 @@ def percentile_interval(samples: np.ndarray, n_clusters: int, level: float = 0.9
     return float(low), float(high)
 
 
+def where_all_agree(
+    interval: tuple[float, float] | None, value: float, n_clusters: int, lowest: float = 0.0
+) -> tuple[float, float] | None:
+    """`interval`, or where it has no width because all clusters gave `value`, what they can exclude.
+
+    Were more than e = 1 - 0.025^(1/n) of all clusters unlike these, n alike ones would come up in less than
+    2.5 % of draws. The unlike ones lie between `lowest` and 1, so the mean lies between value - e (value - lowest)
+    and value + e (1 - value). At 0 and 1 this is Clopper & Pearson's interval (Biometrika 1934, 26:404-413).
+    """
+    if interval is None or interval[1] - interval[0] > 1e-9:
+        return interval
+    unlike = 1 - 0.025 ** (1 / n_clusters)
+    return value - unlike * (value - lowest), value + unlike * (1 - value)
+
+
+def _proportions(num: np.ndarray, den: np.ndarray) -> bool:
+    """Whether no numerator leaves the range from zero to its denominator."""
+    kept = np.isfinite(num) & np.isfinite(den)
+    return bool(((num[kept] >= 0) & (num[kept] <= den[kept])).all())
+
+
 def _ratio(num: np.ndarray, den: np.ndarray) -> np.ndarray:
     return np.divide(num, den, out=np.full(np.shape(num), np.nan), where=den != 0)
 
@@ -141,16 +162,22 @@ def ratio_bootstrap(
     subject: np.ndarray,
     n_resamples: int = 10_000,
     seed: int = 0,
+    has_unit: bool = False,
 ) -> tuple[float, float] | None:
     """95 % interval of sum(num) / sum(den), all arrays (n,); rows with NaN were not run and are left out.
 
-    None where fewer than two stimuli carry a value.
+    Proportions that are the same in all clusters have the interval of `where_all_agree`; not so values that have a
+    unit, of which 0 to 1 is no range. None where fewer than two stimuli carry a value.
     """
     clusters = Clusters.of((num, den), stimulus, subject)
     if clusters.n < 2:
         return None
     samples = clusters.bootstrap(lambda totals: _ratio(totals[..., 0], totals[..., 1]), n_resamples, seed)
-    return percentile_interval(samples, clusters.n)
+    interval = percentile_interval(samples, clusters.n)
+    if has_unit or not _proportions(num, den):
+        return interval
+    num_total, den_total = clusters.total()
+    return where_all_agree(interval, float(num_total / den_total), clusters.n)
 
 
 def median_bootstrap(
@@ -224,9 +251,8 @@ class Pairs:
     stimulus: np.ndarray
     subject: np.ndarray
 
-    def clusters(self, fixed_subject: bool = False) -> Clusters:
-        subject = np.zeros(len(self.stimulus)) if fixed_subject else self.subject
-        return Clusters.of((self.num, self.den, self.other_num, self.other_den), self.stimulus, subject)
+    def clusters(self) -> Clusters:
+        return Clusters.of((self.num, self.den, self.other_num, self.other_den), self.stimulus, self.subject)
 
 
 def pair(examples: pd.DataFrame, metric: str, other: str, claim: str = "eeg") -> Pairs:
@@ -270,32 +296,47 @@ def _difference(totals: np.ndarray, higher_is_better: bool) -> np.ndarray:
 def paired_gain(pairs: Pairs, higher_is_better: bool, n_resamples: int = 10_000, seed: int = 0) -> Gain | None:
     """How much better the claim is than the other system, in the metric's unit, with its 95 % interval.
 
-    Both systems are drawn with the same weights. None where fewer than two stimuli are paired.
+    Both systems are drawn with the same weights. Differences of proportions that are the same in all clusters have
+    the interval of `where_all_agree`. None where fewer than two stimuli are paired.
     """
     clusters = pairs.clusters()
     if clusters.n < 2:
         return None
     samples = clusters.bootstrap(lambda totals: _difference(totals, higher_is_better), n_resamples, seed)
     value = float(_difference(clusters.total(), higher_is_better))
-    return Gain(value, percentile_interval(samples, clusters.n), float(np.nanstd(samples)), clusters.n)
+    interval = percentile_interval(samples, clusters.n)
+    if _proportions(pairs.num, pairs.den) and _proportions(pairs.other_num, pairs.other_den):
+        interval = where_all_agree(interval, value, clusters.n, lowest=-1)
+    return Gain(value, interval, float(np.nanstd(samples)), clusters.n)
 
 
 def paired_permutation(pairs: Pairs, n_permutations: int = 10_000, seed: int = 0) -> float | None:
     """Two-sided p of "the two systems are exchangeable": flips the two by stimulus, all its listeners together.
 
+    Where listeners are drawn too, the two are also flipped by listener, with all their stimuli, and the larger p
+    counts: each way alone takes the effects of the other for a gain. Where effects of stimuli and of listeners
+    weigh the same, p is still too small, and the interval of `paired_gain`, which adds the two, is the stricter.
+
     All 2^S flips are enumerated where they are no more than `n_permutations`. Else p = (1 + count) /
     (1 + n) (Phipson & Smyth, SAGMB 2010), and never less than 2 / 2^S, the smallest value that S
-    stimuli can give. None where nothing is paired.
+    stimuli (or listeners) can give. None where nothing is paired.
     """
-    sums = pairs.clusters(fixed_subject=True).sums[:, 0]
-    n_stimuli = len(sums)
+    sums = pairs.clusters().sums
+    n_stimuli, n_subjects = sums.shape[:2]
     if n_stimuli == 0:
         return None
+    ways = (1, 0) if n_subjects > 1 else (1,)
+    return max(_flipped(sums.sum(axis=others), n_permutations, seed) for others in ways)
+
+
+def _flipped(sums: np.ndarray, n_permutations: int, seed: int) -> float:
+    """p of flipping the clusters of `sums` (clusters, 4)."""
+    n = len(sums)
     swap = sums[:, [2, 3, 0, 1]] - sums
     total = sums.sum(axis=0)
     observed = abs(float(_difference(total, True)))
-    exact = n_stimuli < 63 and 2**n_stimuli <= n_permutations
-    flips = _all_flips(n_stimuli) if exact else _random_flips(n_stimuli, n_permutations, seed)
+    exact = n < 63 and 2**n <= n_permutations
+    flips = _all_flips(n) if exact else _random_flips(n, n_permutations, seed)
     # A flip that gives the observed value again must count however the sums were rounded.
     threshold = observed - 1e-9 * max(observed, 1e-3)
     count = sum(
@@ -303,8 +344,8 @@ def paired_permutation(pairs: Pairs, n_permutations: int = 10_000, seed: int = 0
         for rows in _chunks(len(flips))
     )
     if exact:
-        return count / 2**n_stimuli
-    return max((1 + count) / (1 + n_permutations), 2.0 ** (1 - n_stimuli))
+        return count / 2**n
+    return max((1 + count) / (1 + n_permutations), 2.0 ** (1 - n))
 
 
 @lru_cache(maxsize=4)

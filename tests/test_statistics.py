@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from eeg2speech.errors import UserError
+from eeg2speech.evaluation import EvaluationConfig
+from eval.assembly import Scored, rows
 from eval.statistics import (
     Pairs,
     holm,
@@ -90,6 +92,54 @@ def test_coverage_of_a_known_ratio(n_stimuli: int, n_subjects: int, simulations:
     assert 0.92 - slack <= hits / simulations <= 0.97 + slack
 
 
+def hits(n: int, of: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    return (np.arange(of) < n).astype(float), np.ones(of), np.arange(of), np.zeros(of)
+
+
+@pytest.mark.parametrize(("n", "rate"), [(10, 0.9), (24, 0.97), (48, 0.02), (16, 0.5)])
+def test_coverage_of_rates_near_the_edge(n: int, rate: float) -> None:
+    """Over 2,000 experiments; the bootstrap alone, which has no width where all hit or all miss, covered 54 to 64 %."""
+    intervals = [ratio_bootstrap(*hits(k, n), 2_000) or (0, 0) for k in range(n + 1)]
+    drawn = np.random.default_rng(12).binomial(n, rate, 2_000)
+    assert np.mean([intervals[k][0] <= rate <= intervals[k][1] for k in drawn]) >= 0.93
+
+
+def test_where_all_hit_or_all_miss_the_interval_is_clopper_and_pearsons() -> None:
+    for k in (0, 12):
+        expected = stats.binomtest(k, 12).proportion_ci(0.95, method="exact")
+        assert ratio_bootstrap(*hits(k, 12)) == pytest.approx(tuple(expected))
+
+
+def test_intervals_with_a_width_are_the_bootstraps() -> None:
+    for k in (1, 8, 15):
+        counts = np.random.default_rng([0, 16]).integers(16, size=(1_000, 16))
+        assert ratio_bootstrap(*hits(k, 16), 1_000) == percentile_interval((counts < k).mean(axis=1), 16)
+
+
+def test_stimuli_that_agree_on_one_half_leave_the_unlike_ones_that_may_exist() -> None:
+    """One of two listeners always hits, the other never; an unlike stimulus has both or none."""
+    stimulus, subject = crossed(20, 2)
+    low, high = ratio_bootstrap(subject == 0, np.ones(40), stimulus, subject) or (0, 0)
+    unlike = stats.binomtest(0, 20).proportion_ci(0.95, method="exact").high
+    assert (low, high) == pytest.approx((0.5 - unlike / 2, 0.5 + unlike / 2))
+
+
+def test_values_with_a_unit_or_beyond_one_keep_their_interval() -> None:
+    zeros, ones, stimulus, subject = hits(0, 12)
+    assert ratio_bootstrap(zeros, ones, stimulus, subject, has_unit=True) == (0, 0)
+    assert ratio_bootstrap(1.5 * ones, ones, stimulus, subject) == (1.5, 1.5)
+
+
+@pytest.mark.parametrize(("unit", "high"), [("%", 0.2646), ("", 0.2646), ("dB", 0.0)])
+def test_only_a_metric_without_a_unit_is_a_proportion(unit: str, high: float) -> None:
+    info = {"name": "m", "label": "M", "unit": unit, "higher_is_better": False, "per_example": True, "definition": ""}
+    shared = {"value": 0.0, "ci": None, "n": 12, "reason": None, "embedder": None, "signature": ""}
+    examples = pd.DataFrame({"subject": "A", "stimulus_id": np.arange(12), "m": 0.0, "m_n": 1.0})
+    scored = Scored("eeg", "claim", "", examples, [{"metric": info, "per_example": True, **shared}])
+    found = list(rows(scored, EvaluationConfig(n_resamples=100)))
+    assert [row.ci for row in found] == [pytest.approx((0, high), abs=1e-4)] * 2
+
+
 def test_no_interval_from_one_stimulus_and_none_from_nan() -> None:
     assert ratio_bootstrap(np.array([1.0]), np.array([2.0]), np.array([0]), np.array([0])) is None
     values = np.array([1.0, np.nan, np.nan])
@@ -156,6 +206,31 @@ def test_p_is_uniform_where_nothing_differs_although_listeners_agree() -> None:
     assert stats.binomtest(int((np.array(ps) < 0.05).sum()), 300, 0.05).pvalue > 0.01
 
 
+@pytest.mark.parametrize("of", ["listeners", "stimuli"])
+def test_effects_of_twenty_listeners_or_stimuli_are_no_gain(of: str) -> None:
+    """Effects with mean 0 that the other way of flipping takes for a gain in most experiments."""
+    stimulus, subject = crossed(20, 20)
+    effect = subject if of == "listeners" else stimulus
+    ones, zeros = np.ones(400), np.zeros(400)
+    found = []
+    for i in range(300):
+        rng = np.random.default_rng([13, i])
+        values = rng.normal(size=20)[effect] + rng.normal(size=400)
+        found.append(paired_permutation(Pairs(values, ones, zeros, ones, stimulus, subject), 400, seed=i))
+    rejected = int((np.array(found, dtype=float) < 0.05).sum())
+    assert stats.binomtest(rejected, 300, 0.05, alternative="greater").pvalue > 0.01
+
+
+def test_nineteen_listeners_are_flipped_by_stimulus_alone() -> None:
+    stimulus, subject = crossed(30, 19)
+    values = 0.1 + np.random.default_rng(14).normal(size=19)[subject] + np.random.default_rng(15).normal(size=570)
+    ones, zeros = np.ones(570), np.zeros(570)
+    means = values.reshape(30, 19).mean(axis=1)
+    assert paired_permutation(Pairs(values, ones, zeros, ones, stimulus, subject)) == pytest.approx(
+        paired_permutation(pairs_of(means, np.zeros(30)))
+    )
+
+
 def test_gain_is_positive_when_the_claim_is_better() -> None:
     rng = np.random.default_rng(10)
     wer = pairs_of(rng.normal(0.3, 0.05, 40), rng.normal(0.9, 0.05, 40))
@@ -168,6 +243,15 @@ def test_gain_is_positive_when_the_claim_is_better() -> None:
     turned = paired_gain(wer, higher_is_better=True)
     assert turned is not None
     assert turned.value == -gain.value
+
+
+@pytest.mark.parametrize(("ours", "other", "low", "high"), [(1, 0, -2, 0), (0, 1, 0, 2), (0, 0, -1, 1)])
+def test_gain_that_all_stimuli_agree_on(ours: int, other: int, low: int, high: int) -> None:
+    """An unlike stimulus gains between -1 and 1: by as many times its share as that lies from the gain found."""
+    gain = paired_gain(pairs_of(np.full(30, float(ours)), np.full(30, float(other))), higher_is_better=True)
+    assert gain is not None
+    unlike = stats.binomtest(0, 30).proportion_ci(0.95, method="exact").high
+    assert gain.ci == pytest.approx((gain.value + low * unlike, gain.value + high * unlike))
 
 
 def test_holm_by_hand() -> None:
