@@ -208,7 +208,7 @@ def test_benchmarks_are_shown_by_device(folder: Path, tmp_path: Path) -> None:
     reader = Reader((tmp_path / "benchmarks.html").read_text(encoding="utf-8"))
     assert not reader.stack
     for text in ("Imaginary GPU <b>", "Imaginary CPU", "forward lever", "bfloat16+compile", "12.5 ms", "320 clips/s",
-                 "0.004", "41.5 %", "1,234 MiB", "640 MiB", "1.5 J", "one round",
+                 "0.004", "41.5 %", "1,234 MiB", "640 MiB", "1.50 J", "one round",
                  "3.25 s to 3.75 s (94 %, 5 rounds)", "7 rounds", "promised 45 %: missed", "1410 to 1410 MHz",
                  "power (1 of 1)",
                  "312 TFLOP/s, data sheet"):  # fmt: skip
