@@ -139,7 +139,7 @@ def _span(run: RunResult) -> str:
 def _details(run: RunResult, unit: str, name: str, verdict: str) -> tuple[str, ...]:
     mine = [c for c in run.comparisons if c.metric == run.endpoint.metric]
     rivals = [c for c in mine if c.role == "rival" and is_number(c.gain)]
-    lines = [line for c in rivals for line in (_rival(c, unit, name), _elsewhere(run, c)) if line]
+    lines = [" ".join(filter(None, (_rival(c, unit, name), _elsewhere(run, c)))) for c in rivals]
     floor = next((c for c in mine if c.system == run.endpoint.best_floor), None)
     if verdict == "none" and floor is not None and is_number(floor.minimum_detectable):
         least = difference(floor.minimum_detectable or 0.0, unit)
