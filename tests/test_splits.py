@@ -147,7 +147,7 @@ def leak_duplicated_audio(tables: Tables) -> None:
 
 
 def leak_shared_text(tables: Tables) -> None:
-    tables["windows"].loc[[4, 11], "text"] = "peter  sees 0 BOATS"  # type: ignore[attr-defined]
+    tables["windows"].loc[[4, 11], "text"] = "peter  sees 0 BOATS."  # type: ignore[attr-defined]
 
 
 def leak_time_overlap(tables: Tables) -> None:
@@ -221,6 +221,16 @@ def test_a_failed_audit_says_what_and_how_to_go_on() -> None:
     with pytest.raises(
         UserError, match=r"scaler fitted on train only \(1 cases, such as 0\.00-1\.20 s of r2\).*splits"
     ):
+        require_clean(audit(**tables, length_s=3.0, shift_s=0.15))  # type: ignore[arg-type]
+
+
+def test_an_empty_split_is_too_little_speech_and_no_leak() -> None:
+    tables = clean_tables()
+    leak_empty_split(tables)
+    with pytest.raises(UserError, match=r"^valid without a window: there is too little speech.*block_s.*splits\.valid"):
+        require_clean(audit(**tables, length_s=3.0, shift_s=0.15))  # type: ignore[arg-type]
+    leak_scaler(tables)
+    with pytest.raises(UserError, match=r"the split leaks: scaler.*valid without a window"):
         require_clean(audit(**tables, length_s=3.0, shift_s=0.15))  # type: ignore[arg-type]
 
 

@@ -18,6 +18,7 @@ from eeg2speech.batch import Batch
 from eeg2speech.data.base import Recording, SpeechStudy
 from eeg2speech.data.channels import eyes_only, require_inputs
 from eeg2speech.data.crosstalk import crosstalk
+from eeg2speech.data.duplicates import near_duplicates
 from eeg2speech.data.features import StimulusFeatures
 from eeg2speech.data.preprocessing import PreprocessingConfig, Scaler, preprocess_all
 from eeg2speech.data.reader import UNSEEN_SUBJECT, WindowReader
@@ -99,6 +100,7 @@ class StudyData:
             fitted={recording: Scaler.load(path).fit_intervals for recording, path in paths.items()},
             used={"encoder train": train, "diffusion test": test},
         )
+        findings.append(near_duplicates(tables.stimuli, tables.windows, features))
         findings.append(crosstalk(recordings, cache))
         fingerprint = _fingerprint(recordings, tables, preprocessing, windows, splits)
         folder = cache / f"{name}-{fingerprint}"

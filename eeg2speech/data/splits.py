@@ -19,6 +19,10 @@ from eeg2speech.schema import Config, is_unset
 SPLITS = ("train", "valid", "test")
 MIN_SHARED_WORDS = 5
 """In continuous speech, windows of fewer words may repeat by chance ("and then she")."""
+TOO_LITTLE = (
+    "there is too little speech for three splits, or too few recordings or subjects where these are divided; "
+    "make splits.block_s smaller, splits.valid or splits.test larger, or take another splits.seed"
+)
 
 
 class SplitConfig(Config):
@@ -167,6 +171,9 @@ def audit(
 def require_clean(findings: Sequence[Finding]) -> None:
     """Raises UserError naming the first failed checks."""
     failed = [f"{f.check} ({f.detail})" for f in findings if not f.passed]
+    empty = [f.detail for f in findings if not f.passed and f.detail.endswith(TOO_LITTLE)]
+    if empty and len(empty) == len(failed):
+        raise UserError(empty[0])
     if failed:
         raise UserError(
             f"the split leaks: {'; '.join(failed)}; change splits, or set splits.strict: false for a demonstration"
@@ -217,7 +224,7 @@ def _duplicated_audio(heard: pd.DataFrame) -> Finding:
 
 
 def _shared_text(heard: pd.DataFrame, isolated: bool) -> Finding:
-    text = heard["text"].str.lower().str.split()
+    text = heard["text"].str.lower().str.replace(r"[^\w\s]|_", "", regex=True).str.split()
     enough = text.str.len() >= (1 if isolated else MIN_SHARED_WORDS)
     counts = heard[enough].groupby(text[enough].str.join(" "))["split"].nunique()
     shared = counts[counts > 1]
@@ -253,8 +260,10 @@ def _scaler(
 
 def _three_splits(heard: pd.DataFrame) -> Finding:
     sets = {split: set(heard.loc[heard["split"] == split, "stimulus_id"]) for split in SPLITS}
-    bad = [f"{split} is empty" for split, ids in sets.items() if not ids]
-    bad += [f"{a} == {b}" for a, b in combinations(SPLITS, 2) if sets[a] and sets[a] == sets[b]]
+    empty = [split for split, ids in sets.items() if not ids]
+    if empty:
+        return Finding("three different splits", False, f"{' and '.join(empty)} without a window: {TOO_LITTLE}")
+    bad = [f"{a} == {b}" for a, b in combinations(SPLITS, 2) if sets[a] == sets[b]]
     sizes = ", ".join(f"{split} {len(ids)} stimuli" for split, ids in sets.items())
     return _finding("three different splits", len(bad), ", ".join(bad), sizes)
 
