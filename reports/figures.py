@@ -147,7 +147,7 @@ def _paired(run: RunResult, column: Column, frame: pd.DataFrame) -> Picture:
         return Picture("Listeners", inline(fig, "listeners", caption), caption)
 
 
-def rank_histogram(run: RunResult, examples: pd.DataFrame) -> Picture | None:
+def rank_histogram(run: RunResult, examples: pd.DataFrame, n_candidates: int | None) -> Picture | None:
     """How far down the list the true speech stands, for the claim and the best-known floor."""
     import seaborn
 
@@ -160,7 +160,8 @@ def rank_histogram(run: RunResult, examples: pd.DataFrame) -> Picture | None:
     shown = [name for name in (claim, floor) if name is not None and name in set(frame.system)]
     if not shown:
         return None
-    top = math.ceil(frame["rank"].max())
+    worst = math.ceil(frame["rank"].max())
+    top = max(worst, n_candidates or 0)
     width = -(-top // 24)
     bins = -(-top // width)
     with style():
@@ -173,14 +174,19 @@ def rank_histogram(run: RunResult, examples: pd.DataFrame) -> Picture | None:
             role = {"element": "bars", "alpha": 0.75} if name == claim else {"element": "step", "fill": False}
             colour = PALETTE["claim"] if name == claim else PALETTE["floor"]
             seaborn.histplot(part, color=colour, lw=1.4 if name != claim else 0, label=label(name), **role, **common)
-        axes.axhline(100 * width / top, color=PALETTE["muted"], lw=1, ls=(0, (2, 2)), label="chance")
+        if n_candidates:
+            chance = 100 * width / n_candidates
+            axes.axhline(chance, color=PALETTE["muted"], lw=1, ls=(0, (2, 2)), label="chance")
         axes.set(xlabel="rank of the true speech (1 is best)", ylabel="examples (%)")
         axes.legend()
         n = int((frame.system == shown[0]).sum())
         caption = (
-            f"Rank of the true speech, {count(n, 'example')} of {clean(shown[0], 40)}; the lowest rank seen is {top}. "
-            "A row that carries nothing about the speech is flat at the dotted line."
+            f"Rank of the true speech, {count(n, 'example')} of {clean(shown[0], 40)}"
+            + (f", among {n_candidates:,} candidates" if n_candidates else "")
+            + f"; the worst rank seen is {worst}."
         )
+        if n_candidates:
+            caption += " A row that carries nothing about the speech is flat at the dotted line."
         return Picture("Ranks", inline(fig, "ranks", caption), caption)
 
 
