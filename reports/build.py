@@ -156,7 +156,7 @@ def pictures(run: RunResult, examples: pd.DataFrame) -> list[figures.Picture]:
     """The figures that this run has the numbers for."""
     found = [
         figures.per_subject(run),
-        figures.rank_histogram(run, examples),
+        figures.rank_histogram(run, examples, tables.candidates(run)),
         curves.candidate_curve(run, examples),
         figures.error_shares(run, examples),
         *curves.set_size_curves(run),

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from eval.results import RunResult, StageSummary
 from reports.formatting import clean, count, duration, is_number, label, plain
 from reports.svg import PALETTE, figure, inline, style
-from reports.tables import ROLES, Column, candidates, claim_of, columns, find, headline_columns, value_of
+from reports.tables import ROLES, Column, claim_of, columns, find, headline_columns, value_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,7 +146,7 @@ def _paired(run: RunResult, column: Column, frame: pd.DataFrame) -> Picture:
         return Picture("Listeners", inline(fig, "listeners", caption), caption)
 
 
-def rank_histogram(run: RunResult, examples: pd.DataFrame) -> Picture | None:
+def rank_histogram(run: RunResult, examples: pd.DataFrame, n_candidates: int | None) -> Picture | None:
     """How far down the list the true speech stands, for the claim and the best-known floor."""
     import seaborn
 
@@ -159,7 +159,8 @@ def rank_histogram(run: RunResult, examples: pd.DataFrame) -> Picture | None:
     shown = [name for name in (claim, floor) if name is not None and name in set(frame.system)]
     if not shown:
         return None
-    top = candidates(run) or math.ceil(frame["rank"].max())
+    worst = math.ceil(frame["rank"].max())
+    top = max(worst, n_candidates or 0)
     width = -(-top // 24)
     bins = -(-top // width)
     with style():
@@ -172,14 +173,19 @@ def rank_histogram(run: RunResult, examples: pd.DataFrame) -> Picture | None:
             role = {"element": "bars", "alpha": 0.75} if name == claim else {"element": "step", "fill": False}
             colour = PALETTE["claim"] if name == claim else PALETTE["floor"]
             seaborn.histplot(part, color=colour, lw=1.4 if name != claim else 0, label=label(name), **role, **common)
-        axes.axhline(100 * width / top, color=PALETTE["muted"], lw=1, ls=(0, (2, 2)), label="chance")
+        if n_candidates:
+            chance = 100 * width / n_candidates
+            axes.axhline(chance, color=PALETTE["muted"], lw=1, ls=(0, (2, 2)), label="chance")
         axes.set(xlabel="rank of the true speech (1 is best)", ylabel="examples (%)")
         axes.legend()
         n = int((frame.system == shown[0]).sum())
         caption = (
-            f"Rank of the true speech among {top} candidates, {count(n, 'example')} of {clean(shown[0], 40)}; the "
-            f"worst is {frame['rank'].max():g}. A row that carries nothing about the speech is flat at the dotted line."
+            f"Rank of the true speech, {count(n, 'example')} of {clean(shown[0], 40)}"
+            + (f", among {n_candidates:,} candidates" if n_candidates else "")
+            + f"; the worst rank seen is {worst}."
         )
+        if n_candidates:
+            caption += " A row that carries nothing about the speech is flat at the dotted line."
         return Picture("Ranks", inline(fig, "ranks", caption), caption)
 
 

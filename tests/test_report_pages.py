@@ -17,7 +17,7 @@ from test_report import Reader
 from eeg2speech import audio, config
 from eeg2speech.errors import UserError
 from eval.results import RunResult, load_examples
-from reports import anchors, benchmarks, cards, comparison, curves, tables
+from reports import anchors, benchmarks, cards, comparison, curves, figures, tables
 from reports.__main__ import main, named, parser
 from reports.build import build
 from reports.formatting import short
@@ -276,3 +276,15 @@ def test_the_page_is_of_the_run_that_the_same_arguments_made(more: list[str]) ->
     arguments = parser().parse_args(["build", "--config", "configs/tiny.yaml", *more])
     overrides, name = arguments.overrides, arguments.name
     assert named(arguments) == config.load(arguments.config, overrides, name).name
+
+
+def test_chance_among_ranks_follows_from_the_candidates_and_not_from_the_worst_rank(
+    run: RunResult, folder: Path
+) -> None:
+    examples = load_examples(folder)
+    drawn = figures.rank_histogram(run, examples.assign(rank=examples["rank"].clip(upper=3)), 12)
+    assert drawn is not None
+    assert "among 12 candidates; the worst rank seen is 3." in drawn.caption
+    unknown = figures.rank_histogram(run, examples, None)
+    assert unknown is not None
+    assert "dotted" not in unknown.caption

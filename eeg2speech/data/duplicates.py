@@ -36,7 +36,7 @@ AT_ONCE = 512
 def near_duplicates(stimuli: pd.DataFrame, windows: pd.DataFrame, features: StimulusFeatures) -> Finding:
     """The audit's check, of every test and valid stimulus against train. `stimuli` has the column `content`."""
     if features.waveforms is None:
-        return Finding(CHECK, True, "not tested: the study has no audio")
+        return Finding(CHECK, True, "not tested: the study has no audio", tested=False)
     is_train = windows["split"] == "train"
     train, held = (np.unique(windows.loc[rows, "stimulus"]) for rows in (is_train, ~is_train))
     pairs = [(a, b) for a, b in alike(features.features, train, held) if not _is_known(stimuli, a, b, features)]
