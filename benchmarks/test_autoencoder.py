@@ -12,7 +12,7 @@ from benchmarks.modules import Made, loss_and_gradients, pulled, training_step
 from benchmarks.sizes import FAST, FLOAT32, Lever, Shape, each_batch, each_shape
 from eeg2speech.models.autoencoder import decode, encode
 
-PRECISION = pytest.mark.parametrize("lever", [FLOAT32.param, FAST.param])
+PRECISION = pytest.mark.parametrize("lever", [lever.param for lever in dict.fromkeys((FLOAT32, FAST))])
 
 
 @pytest.mark.parametrize("direction", ["encode", "decode"])
