@@ -7,7 +7,6 @@ import os
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,14 @@ from eeg2speech.training.log import read_metrics
 from eeg2speech.training.run import Trained, train
 from eval.assembly import Scored, assemble
 from eval.controls import CONTROLS
+from eval.history import evaluations, log_evaluation
 from eval.metrics import METRICS, build_metrics
 from eval.metrics.base import Measurement, Metric, SystemOutput, TestSet
-from eval.results import AuditFinding, RunResult, StageSummary
+from eval.results import AuditFinding, StageSummary
 from eval.systems import SYSTEMS, Bench, System
 
 EXAMPLES = "examples.parquet"
 MEASUREMENTS = "measurements.json"
-EVALUATIONS = "evaluations.jsonl"
 STAGES = ("autoencoder", "contrastive", "regression", "diffusion")
 
 
@@ -87,32 +86,6 @@ def run(config: ExperimentConfig, folder: RunFolder, command: str) -> Path:
             record.facts["results"] = {"wall_s": time.monotonic() - begun}
     print(f"results are in {path}")
     return path
-
-
-def log_evaluation(folder: RunFolder, result: RunResult) -> None:
-    """A line for every evaluation that came to its end: a test set that was looked at twice must not look fresh."""
-    end, evaluation = result.endpoint, result.config["evaluation"]
-    line = {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "primary": end.metric,
-        "gain": end.gain,
-        "seed": evaluation["seed"],
-        "max_stimuli": evaluation["max_stimuli"],
-        "systems": [system.name for system in result.systems],
-        "signature": result.signature,
-    }
-    with (folder.path / EVALUATIONS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def evaluations(folder: RunFolder) -> list[dict[str, Any]]:
-    """The lines of `log_evaluation`, in their order. Raises UserError where one cannot be read."""
-    path = folder.path / EVALUATIONS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: give the run another --name, or restore it") from error
 
 
 def chosen_systems(config: ExperimentConfig) -> list[System]:

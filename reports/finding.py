@@ -7,6 +7,7 @@ from itertools import takewhile
 
 from eval.results import Comparison, MetricInfo, RunResult
 from reports.formatting import clean, count, difference, interval, is_number, p_value, plain, quantity
+from reports.tables import claim_of
 
 ALPHA = 0.05
 TWO_WAY = 20
@@ -60,7 +61,7 @@ def _numbers(run: RunResult, unit: str, verdict: str) -> str:
 
 def _values(run: RunResult, unit: str) -> str:
     name, _, embedder = run.endpoint.metric.partition("|")
-    claim = next((system.name for system in run.systems if system.role == "claim"), "eeg")
+    claim = claim_of(run)
     found = {
         r.system: r.value for r in run.results if (r.metric, r.embedder or "", r.subject) == (name, embedder, None)
     }
@@ -173,7 +174,7 @@ def _by_listener(run: RunResult) -> tuple[str, ...]:
     name, _, embedder = run.endpoint.metric.partition("|")
     info = find_metric(run, run.endpoint.metric)
     found = {(r.system, r.subject): r.value for r in run.results if (r.metric, r.embedder or "") == (name, embedder)}
-    claim = next((system.name for system in run.systems if system.role == "claim"), "eeg")
+    claim = claim_of(run)
     listeners = [subject for system, subject in found if system == claim and subject is not None]
     floor = run.endpoint.best_floor or ""
     pairs = [(found[claim, who], found.get((floor, who), found.get((floor, None)))) for who in listeners]

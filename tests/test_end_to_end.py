@@ -30,8 +30,8 @@ from eeg2speech.runs import RunFolder
 from eeg2speech.training.loop import derived_seed
 from eeg2speech.training.run import prepare_data
 from eval import __main__ as evaluation
+from eval.history import evaluations
 from eval.results import Comparison, RunResult, load_examples
-from eval.runner import evaluations
 from eval.systems import SYSTEMS
 from reports import __main__ as reports
 

@@ -25,7 +25,7 @@ from eeg2speech.runs import RunFolder
 from eeg2speech.schema import Config
 from eeg2speech.training import loop
 from eeg2speech.training import run as training_run
-from eeg2speech.training.loop import code_of
+from eeg2speech.training.code import code_of
 from eeg2speech.training.run import _Trainer
 from eval.runner import make_bench
 from eval.systems import SYSTEMS

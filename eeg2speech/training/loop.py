@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import signal
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -22,10 +21,10 @@ from tqdm import tqdm
 from eeg2speech.batch import Batch
 from eeg2speech.energy import EnergyMeter
 from eeg2speech.errors import UserError
-from eeg2speech.files import sha256
 from eeg2speech.runs import DONE, is_done, write_done
 from eeg2speech.schema import Config
 from eeg2speech.training import checkpoint
+from eeg2speech.training.code import code_of
 from eeg2speech.training.interrupts import deferred_signals
 from eeg2speech.training.log import METRICS, MetricsLog, progress_bar, remove_metrics
 from eeg2speech.training.optim import EMA, adamw, learning_rate
@@ -33,7 +32,6 @@ from eeg2speech.training.processes import DTYPES, any_process, average_gradients
 
 WEIGHTS = "weights.safetensors"
 CHECKPOINT = "checkpoint"
-LIBRARIES = ("torch", "diffusers", "transformers")
 
 
 class StageConfig(Config):
@@ -332,14 +330,6 @@ def derived_seed(*parts: int | str) -> int:
     """63 bits of the SHA-256 of the parts: a stream for each (seed, stage, step), and nothing to save on resume."""
     text = "/".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def code_of(stage: Stage) -> dict[str, str]:
-    """Module -> hash of its source, for the classes that the stage's networks are made of; libraries are not ours."""
-    named = {type(m).__module__ for network in stage.modules.values() for m in network.modules()}
-    ours = sorted(name for name in named if name.partition(".")[0] not in LIBRARIES)
-    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in ours}
-    return {name: sha256(Path(file)) for name, file in files.items() if file is not None}
 
 
 def _called(stage: Stage) -> list[nn.Module]:

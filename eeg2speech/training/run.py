@@ -25,8 +25,9 @@ from eeg2speech.models.speech_model import SpeechModel
 from eeg2speech.pipeline import EEG2SpeechPipeline
 from eeg2speech.runs import RunFolder, is_done, read_done, step
 from eeg2speech.training.checkpoint import load_weights
+from eeg2speech.training.code import code_of
 from eeg2speech.training.latents import encoded_stimuli, evenly
-from eeg2speech.training.loop import WEIGHTS, Stage, StageConfig, code_of, derived_seed
+from eeg2speech.training.loop import WEIGHTS, Stage, StageConfig, derived_seed
 from eeg2speech.training.loop import train as train_stage
 from eeg2speech.training.networks import build
 from eeg2speech.training.pretrained import fingerprint, require_starts
